@@ -1,0 +1,1 @@
+"""PPO for language models with a plain Python reward function, LoRA and one device."""
