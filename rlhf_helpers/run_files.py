@@ -1,0 +1,142 @@
+"""What lies in a run directory, and how files are written there.
+
+Notebooks hand their results on through files only, so a file is either absent or complete:
+everything is written under a temporary name and renamed. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class MissingRunFileError(FileNotFoundError):
+    """A file of the run directory that an earlier notebook writes is not there."""
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 so that `path` never holds half of it, even after a crash."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private; these are meant to be read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON. ValueError on NaN and infinity, which JSON lacks."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def write_jsonl(path: str | Path, records: Iterable[dict]) -> None:
+    """Write one JSON object a line, all or nothing."""
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    atomic_write_text(path, "".join(line + "\n" for line in lines))
+
+
+def append_jsonl(path: str | Path, record: dict) -> None:
+    """Add one JSON object as a line, handed to the operating system at once."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """All complete lines; a last line that a crash cut short (no newline) is left out."""
+    text = Path(path).read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in complete.splitlines() if line.strip()]
+
+
+# Which notebook writes what, for the sentence that a reader gets when it is missing.
+WRITTEN_BY = {
+    "config": "01_setup.ipynb",
+    "manifest": "01_setup.ipynb",
+    "baseline_samples": "02_baseline_sampling.ipynb",
+    "lora_report": "03_lora_parameter_inspection.ipynb",
+    "metrics": "04_ppo_run.ipynb",
+    "checkpoints": "04_ppo_run.ipynb",
+    "policy": "04_ppo_run.ipynb",
+    "after_samples": "05_before_after_evaluation.ipynb",
+    "evaluation": "05_before_after_evaluation.ipynb",
+}
+
+
+class RunDir:
+    """The paths inside one run directory; creates nothing by itself but the directory."""
+
+    def __init__(self, path: str | Path, create: bool = True):
+        self.path = Path(path)
+        if create:
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.config = self.path / "config.yml"
+        self.manifest = self.path / "manifest.json"
+        self.baseline_samples = self.path / "baseline_samples.jsonl"
+        self.lora_report = self.path / "lora_report.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.policy = self.path / "policy"
+        self.after_samples = self.path / "after_samples.jsonl"
+        self.evaluation = self.path / "evaluation.json"
+        self.figures = self.path / "figures"
+        self.notebooks = self.path / "notebooks"
+
+    def require(self, name: str) -> Path:
+        """The path called `name` ("baseline_samples", "policy", ...), which must exist.
+
+        Raises MissingRunFileError with the notebook to run first.
+        """
+        path: Path = getattr(self, name)
+        if not path.exists():
+            raise MissingRunFileError(
+                f"{path} is missing: run {WRITTEN_BY[name]} with run_dir={str(self.path)!r} first."
+            )
+        return path
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+
+def reference_run_dir(profile: str) -> RunDir:
+    """The committed files of one finished run of `profile`.
+
+    Raises MissingRunFileError naming the profiles that have one.
+    """
+    from .config import repo_root
+
+    runs = repo_root() / "figures" / "reference_runs"
+    path = runs / Path(profile).stem
+    if not path.is_dir():
+        known = sorted(p.name for p in runs.glob("*") if p.is_dir()) or ["none yet"]
+        raise MissingRunFileError(
+            f"There is no reference run of profile {profile!r} (there is: {', '.join(known)}): "
+            "set reference_run=False to run it."
+        )
+    return RunDir(path, create=False)
+
+
+def open_run(profile: str, run_dir: str | Path, reference_run: bool = False) -> RunDir:
+    """Where a notebook reads its inputs: the run directory, or the profile's reference run."""
+    if reference_run:
+        return reference_run_dir(profile)
+    from .config import resolve_run_dir
+
+    return RunDir(resolve_run_dir(run_dir))
