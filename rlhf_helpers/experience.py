@@ -1,0 +1,181 @@
+"""Sampling, scoring and storing rollouts: one phase of PPO's two (trlX's `make_experience`)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import PPOConfig
+from .policy import Policy
+from .ppo import RunningMoments
+from .reward import call_reward_fn, check_rewards
+from .rollout import (
+    Decoded,
+    Prompt,
+    PromptStream,
+    Rollout,
+    build_rollouts,
+    decode,
+    keep_sampled_ids,
+    pad_prompts,
+    retokenise,
+)
+
+Scores = list[float] | list[list[float]]
+
+
+class RewardCaller:
+    """A user's reward function, called as trlX calls it, its result checked."""
+
+    def __init__(
+        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0
+    ):
+        self.reward_fn = reward_fn
+        self.timeout_seconds = timeout_seconds
+        self.retries = retries
+
+    def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
+        """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
+        names = prompts[0].metadata.keys() if prompts else ()
+        metadata = {name: [p.metadata.get(name) for p in prompts] for name in names}
+        values = call_reward_fn(
+            self.reward_fn,
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            samples=texts.samples,
+            prompts=texts.prompts,
+            outputs=texts.outputs,
+            **metadata,
+        )
+        return check_rewards(values, texts.samples, dense_ok=True)
+
+
+class ScoreScaler:
+    """Divides and clips scores as `scale_reward` and `cliprange_reward` say (no mean shift)."""
+
+    def __init__(self, method: PPOConfig):
+        self.scale_reward = method.scale_reward
+        self.cliprange = method.cliprange_reward
+        self.ref_mean, self.ref_std = method.ref_mean, method.ref_std
+        self.moments = RunningMoments()
+
+    def __call__(self, scores: Scores) -> tuple[Scores, dict[str, float]]:
+        """Scaled scores of one chunk, and the statistics of the raw ones."""
+        sums = torch.tensor([_total(s) for s in scores])
+        if self.ref_mean is None:  # the first chunk ever is the reference
+            self.ref_mean, self.ref_std = sums.mean().item(), sums.std().item()
+        mean, std = self.moments.update(sums)
+        stats = {
+            "exp_scores/mean": mean,
+            "exp_scores/std": std,
+            "exp_scores/running_mean": self.moments.mean,
+            "exp_scores/running_std": self.moments.std,
+        }
+        return [self._scaled(s) for s in scores], stats
+
+    def _scaled(self, score):
+        if isinstance(score, (list, tuple)):
+            return [self._scaled(s) for s in score]
+        if self.scale_reward == "running":
+            score = score / _divisor(self.moments.std)
+        elif self.scale_reward == "ref":
+            score = score / _divisor(self.ref_std)
+        if self.cliprange:
+            score = min(max(score, -self.cliprange), self.cliprange)
+        return score
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while scores come in."""
+        return {"ref_mean": self.ref_mean, "ref_std": self.ref_std, "moments": vars(self.moments)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.ref_mean, self.ref_std = state["ref_mean"], state["ref_std"]
+        self.moments = RunningMoments(**state["moments"])
+
+
+def _total(score) -> float:
+    return math.fsum(score) if isinstance(score, (list, tuple)) else float(score)
+
+
+def _divisor(std: float) -> float:
+    # Scores that are all the same have no spread (and one score alone has none to speak of).
+    return std if std > 1e-12 else 1.0
+
+
+class ExperienceMaker:
+    """Draws prompts, samples outputs, has them scored, and turns them into rollouts."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        method: PPOConfig,
+        prompts: PromptStream,
+        reward: RewardCaller,
+        stop_sequences: Sequence[str] = (),
+    ):
+        self.policy = policy
+        self.method = method
+        self.prompts = prompts
+        self.reward = reward
+        self.stop_sequences = stop_sequences
+        self.scaler = ScoreScaler(method)
+        self.corrected = method.semantics == "corrected"
+
+    def make(self, num_rollouts: int, kl_coef: float) -> tuple[list[Rollout], dict[str, float]]:
+        """At least `num_rollouts` rollouts (the last chunk may overshoot) and what to log of them.
+
+        `mean_kl` among the statistics is what the KL controller gets: in `trlx` the last
+        chunk's, in `corrected` the mean over chunks.
+        """
+        started = time.perf_counter()
+        rollouts: list[Rollout] = []
+        kls, sequence_kls, all_scores = [], [], []
+        stats: dict[str, float] = {"time/exp_generate": 0.0, "time/exp_score": 0.0}
+        while len(rollouts) < num_rollouts:
+            chunk, chunk_stats, kl = self._chunk(next(self.prompts), kl_coef, stats)
+            rollouts.extend(chunk)
+            stats.update(chunk_stats)
+            kls.append(kl.mean_kl)
+            sequence_kls.append(kl.kl_per_sequence)
+            all_scores.extend(r.score for r in chunk)
+        stats["mean_kl"] = sum(kls) / len(kls) if self.corrected else kls[-1]
+        stats["kl_ctl_value"] = kl_coef
+        stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
+        stats["objective/kl"] = sum(sequence_kls) / len(sequence_kls)
+        stats["rollout/length"] = sum(r.loss_mask.sum().item() for r in rollouts) / len(rollouts)
+        stats["time/exp"] = time.perf_counter() - started
+        return rollouts, stats
+
+    def _chunk(self, prompts: list[Prompt], kl_coef: float, times: dict[str, float]):
+        tokenizer, policy = self.policy.tokenizer, self.policy
+        ids, mask = (x.to(policy.device) for x in pad_prompts(prompts, tokenizer.pad_token_id))
+        started = time.perf_counter()
+        samples = self.sample(ids, mask)
+        times["time/exp_generate"] += time.perf_counter() - started
+        texts = decode(
+            tokenizer, ids, samples, self.stop_sequences, append_eos_token=not self.corrected
+        )
+        started = time.perf_counter()
+        scores = self.reward(texts, prompts)
+        times["time/exp_score"] += time.perf_counter() - started
+        scaled, stats = self.scaler(scores)
+        if self.corrected:
+            sequences = keep_sampled_ids(tokenizer, ids, mask, samples, self.stop_sequences)
+        else:
+            sequences = retokenise(tokenizer, ids, texts.outputs)
+        rollouts, kl = build_rollouts(policy, sequences, scaled, kl_coef, self.corrected)
+        for rollout, score in zip(rollouts, scores, strict=True):
+            rollout.score = _total(score)  # as the reward function gave it
+        return rollouts, stats, kl
+
+    def sample(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Continuations of prompts [n, Q] -> [n, Q + new tokens], with the rollouts' settings."""
+        kwargs = self.method.gen_experience_kwargs or self.method.gen_kwargs
+        with self.policy.merged_for_sampling():
+            return self.policy.generate(ids, mask, **kwargs)

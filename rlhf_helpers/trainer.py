@@ -1,0 +1,494 @@
+"""`train(...)`: trlX's one call, and the loop behind it.
+
+An iteration samples and scores rollouts, then takes `ppo_epochs` optimizer steps on each of
+their minibatches. The loop's whole state can be saved between two optimizer steps, so that a
+run that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .checkpoint import load_newest, random_states, save_checkpoint, set_random_states
+from .config import (
+    ConfigError,
+    TRLConfig,
+    default_ppo_config,
+    optimizer_class_path,
+    scheduler_class_path,
+    validate_config,
+)
+from .experience import ExperienceMaker, RewardCaller
+from .policy import Policy, load_policy
+from .ppo import gae, kl_controller, ppo_loss, whiten
+from .progress import Progress
+from .rollout import (
+    Minibatch,
+    Prompt,
+    PromptStream,
+    Rollout,
+    collate,
+    decode,
+    pad_prompts,
+    shuffled_minibatches,
+    tokenize_prompts,
+)
+from .run_files import append_jsonl, atomic_write_text, read_jsonl, write_jsonl
+from .tracking import Trackers
+
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+# What may change between a run and its continuation.
+RESUMABLE = {"total_steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoint_dir",
+             "checkpoint_seconds", "keep_checkpoints", "tracker", "logging_dir", "project_name",
+             "entity_name", "group_name", "tags", "save_best", "reward_timeout_seconds",
+             "reward_retries"}
+
+
+def train(
+    model_path: str | None = None,
+    reward_fn: Callable[..., list[float]] | None = None,
+    dataset: Iterable[tuple[str, float]] | None = None,
+    samples: list[str] | None = None,
+    rewards: list[float] | None = None,
+    prompts: list[str] | None = None,
+    eval_prompts: list[str] | None = None,
+    metric_fn: Callable[..., dict[str, list[float]]] | None = None,
+    config: TRLConfig | None = None,
+    stop_sequences: list[str] | None = None,
+    callback: Callable[[dict[str, float]], None] | None = None,
+) -> PPOTrainer:
+    """Tune a causal language model with PPO against a plain Python reward function.
+
+    The arguments are those of trlX v0.6.0, plus `callback`, which gets every line of metrics.
+    `reward_fn(samples, prompts, outputs, **metadata)` returns one number a sample (or a list of
+    numbers, one a token). Prompts are texts, or dicts with a "prompt" and metadata. Everything is
+    written under `config.train.checkpoint_dir`; a run that was interrupted goes on from there.
+
+    Raises ConfigError on a bad configuration, RewardError on a bad reward.
+    """
+    if dataset is not None or samples is not None or rewards is not None:
+        raise ConfigError(
+            "train() tunes online with reward_fn only: dataset, samples and rewards belong to "
+            "trlX's offline methods (ILQL, SFT), which this project does not have."
+        )
+    if reward_fn is None:
+        raise ConfigError("train() needs reward_fn, a function from samples to a list of numbers.")
+    config = config or default_ppo_config()
+    if model_path is not None:
+        config = TRLConfig.update(config.to_dict(), {"model.model_path": model_path})
+    validate_config(config)
+    prompts = check_prompts("prompts", prompts)
+    if eval_prompts is None:
+        eval_prompts = prompts[: config.train.batch_size]
+    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences or [], callback)
+    trainer.add_prompts(prompts, check_prompts("eval_prompts", eval_prompts))
+    trainer.learn()
+    return trainer
+
+
+def check_prompts(name: str, prompts: Sequence[str | dict] | None) -> list[str | dict]:
+    """The prompts as a list; ConfigError where there is none or one is no text."""
+    if prompts is None or isinstance(prompts, (str, dict)) or len(prompts) == 0:
+        raise ConfigError(f"{name} is {prompts!r}: give a list with at least one prompt.")
+    for index, prompt in enumerate(prompts):
+        text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(
+                f"{name}[{index}] is {prompt!r}: give a text that is not empty, or a dict with "
+                'such a text under "prompt".'
+            )
+    return list(prompts)
+
+
+class PPOTrainer:
+    """The policy, its optimizer and the state of the loop. Made by `train`."""
+
+    def __init__(
+        self,
+        config: TRLConfig,
+        reward_fn: Callable[..., Any],
+        metric_fn: Callable[..., dict[str, list[float]]] | None = None,
+        stop_sequences: Sequence[str] = (),
+        callback: Callable[[dict[str, float]], None] | None = None,
+    ):
+        """Load the policy as the configuration says; nothing is written yet."""
+        self.config = config
+        self.metric_fn = metric_fn
+        self.stop_sequences = list(stop_sequences)
+        self.callback = callback
+        self.directory = Path(config.train.checkpoint_dir)
+        self.corrected = config.method.semantics == "corrected"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.policy: Policy = load_policy(config, device)
+        half = self.policy.base.dtype == torch.float16 and device == "cuda"
+        self.accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision="fp16" if half else "no"
+        )
+        self.trained = self.policy.trainable_parameters()
+        optimizer = _build(optimizer_class_path, config.optimizer, list(self.trained.values()))
+        scheduler = _build(scheduler_class_path, config.scheduler, optimizer)
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(
+            self.policy, optimizer, scheduler
+        )
+        method, train = config.method, config.train
+        self.kl_ctl = kl_controller(method.init_kl_coef, method.target, method.horizon)
+        self.reward = RewardCaller(reward_fn, train.reward_timeout_seconds, train.reward_retries)
+        self.generator = torch.Generator().manual_seed(train.seed)  # order of the minibatches
+        self.store: list[Rollout] = []
+        self.plan: list[list[int]] = []  # the minibatch of each optimizer step of this iteration
+        self.position = 0  # how many of them are done
+        self.step = 0  # optimizer steps
+        self.iteration = 0
+        self.mean_kl = 0.0
+        self.best_reward = float("-inf")
+        # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
+        self.policy.set_dropout(active=not self.corrected)
+
+    @property
+    def tokenizer(self):
+        """The policy's tokenizer, pad = eos."""
+        return self.policy.tokenizer
+
+    def add_prompts(
+        self, prompts: Sequence[str | dict], eval_prompts: Sequence[str | dict]
+    ) -> None:
+        """Tokenise the prompts to sample from and those to evaluate on."""
+        method, train = self.config.method, self.config.train
+        room = train.seq_length - method.gen_kwargs["max_new_tokens"]
+        tokenised, self.eval_prompts = (
+            tokenize_prompts(texts, self.tokenizer, room, add_special_tokens=self.corrected)
+            for texts in (prompts, eval_prompts)
+        )
+        stream = PromptStream(tokenised, method.chunk_size, train.seed)
+        self.experience = ExperienceMaker(
+            self.policy, method, stream, self.reward, self.stop_sequences
+        )
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    def learn(self) -> None:
+        """Train to the end, from the beginning or from the newest checkpoint."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._trackers = Trackers(self.config)
+        self._last_save = time.monotonic()
+        if not self._resume():
+            write_jsonl(self.directory / "metrics.jsonl", [])
+            self._collect()
+            self._log(self.step, self.evaluate())
+        self._progress = Progress(self.total_steps, "PPO", unit="step", initial=self.step)
+        with _interrupts_noted() as interrupted:
+            while self.step < self.total_steps:
+                self._one_step()
+                if interrupted:
+                    self._stop_interrupted()
+        self._finish()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run: the configured ones, or all that `epochs` allows."""
+        train, method = self.config.train, self.config.method
+        batches = -(-max(len(self.store), 1) // train.batch_size)
+        return min(train.epochs * method.ppo_epochs * batches, train.total_steps)
+
+    def _one_step(self) -> None:
+        """One optimizer step, and what is due after it."""
+        train = self.config.train
+        stats = self.optimizer_step(self.plan[self.position])
+        self.position += 1
+        self.step += 1
+        self._pending.append((self.step, stats))
+        finished = self.step >= self.total_steps
+        if self.step % train.eval_interval == 0 or finished:
+            self._flush()
+            self._log(self.step, self.evaluate(keep_best=train.save_best))
+        self._progress.update(**self._shown)
+        if finished:
+            return
+        self._update_kl_coefficient()
+        if self.position == len(self.plan):
+            self._flush()
+            self._collect()
+        if self.step % train.checkpoint_interval == 0 or self._checkpoint_is_due():
+            self.save()
+
+    def _update_kl_coefficient(self) -> None:
+        epochs_done = self.position % self.config.method.ppo_epochs == 0
+        if self.corrected and self.position == len(self.plan):
+            self.kl_ctl.update(self.mean_kl, n_steps=len(self.store))
+        elif not self.corrected and epochs_done:
+            self.kl_ctl.update(self.mean_kl, n_steps=self.config.train.batch_size)
+
+    def _collect(self) -> None:
+        """Make new rollouts and plan the optimizer steps on them."""
+        self.store, stats = self.experience.make(self.config.method.num_rollouts, self.kl_ctl.value)
+        self.mean_kl = stats.pop("mean_kl")
+        self.iteration += 1
+        self.plan, self.position = self._plan(), 0
+        self._shown = {"reward": stats["exp_scores/mean"], "KL": stats["objective/kl"]}
+        self._log(self.step, stats)
+
+    def _plan(self) -> list[list[int]]:
+        """Which rollouts enter each optimizer step of this iteration.
+
+        trlX uses each minibatch ppo_epochs times in a row; `corrected` reshuffles every epoch.
+        """
+        n, size = len(self.store), self.config.train.batch_size
+        epochs = self.config.method.ppo_epochs
+        if self.corrected:
+            return [b for _ in range(epochs) for b in shuffled_minibatches(n, size, self.generator)]
+        return [b for b in shuffled_minibatches(n, size, self.generator) for _ in range(epochs)]
+
+    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """One gradient step on the rollouts with these indices; statistics stay on the device."""
+        batch = self.collate(indices)
+        self.policy.set_dropout(active=True)
+        started = time.perf_counter()
+        loss, stats = self.loss(batch)
+        forward = time.perf_counter()
+        self.accelerator.backward(loss)
+        backward = time.perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.policy.set_dropout(active=not self.corrected)
+        stats["learning_rate_group_0"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
+        stats["time/forward"] = torch.tensor(forward - started)
+        stats["time/backward"] = torch.tensor(backward - forward)
+        return stats
+
+    def collate(self, indices: Sequence[int]) -> Minibatch:
+        """The stored rollouts with these indices as one minibatch."""
+        rollouts = [self.store[i] for i in indices]
+        return collate(rollouts, self.tokenizer.pad_token_id, self.policy.device, self.corrected)
+
+    def loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO's loss on a minibatch, with gradients, and its statistics."""
+        method = self.config.method
+        mask = batch.loss_mask if self.corrected else None
+        advantages, returns = gae(batch.values, batch.rewards, method.gamma, method.lam)
+        advantages = whiten(advantages, mask).detach()
+        width = batch.rewards.shape[1]
+        logprobs, values = self.model(
+            batch.tokens, batch.attention_mask, batch.start, width, batch.trunk
+        )
+        return ppo_loss(
+            logprobs, values, batch.logprobs, batch.values, advantages, returns, batch.loss_mask,
+            cliprange=method.cliprange, cliprange_value=method.cliprange_value,
+            vf_coef=method.vf_coef, masked_kl=self.corrected,
+        )  # fmt: skip
+
+    # --- sampling and evaluation -----------------------------------------------------------------
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        """Sample with the rollouts' settings: token ids [B, Q] -> [B, Q + new tokens]."""
+        method = self.config.method
+        settings = method.gen_experience_kwargs or method.gen_kwargs
+        return self.policy.generate(input_ids, attention_mask, **{**settings, **kwargs})
+
+    def generate_eval(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> Tensor:
+        """Sample with the evaluation's settings (gen_kwargs)."""
+        settings = {**self.config.method.gen_kwargs, **kwargs}
+        return self.policy.generate(input_ids, attention_mask, **settings)
+
+    @torch.no_grad()
+    def evaluate(self, keep_best: bool = False) -> dict[str, float]:
+        """Sample on the evaluation prompts, score the samples, write them to eval_samples.jsonl."""
+        started = time.perf_counter()
+        records, size = [], self.config.train.batch_size
+        for first in range(0, len(self.eval_prompts), size):
+            records += self._evaluate_batch(self.eval_prompts[first : first + size])
+        generated = time.perf_counter()
+        rewards = [r["reward"] for r in records]
+        stats = {"reward/mean": sum(rewards) / len(rewards), "time/generate": generated - started}
+        if self.metric_fn is not None:
+            stats.update(self._metrics(records))
+            stats["time/metric"] = time.perf_counter() - generated
+        if keep_best and self.step > 0 and stats["reward/mean"] > self.best_reward:
+            self.best_reward = stats["reward/mean"]
+            self.save_pretrained(self.directory / "best_checkpoint")
+        with open(self.directory / "eval_samples.jsonl", "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({"step": self.step, **record}, ensure_ascii=False) + "\n")
+        return stats
+
+    def _evaluate_batch(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
+        ids, mask = pad_prompts(prompts, self.tokenizer.pad_token_id)
+        with self.policy.merged_for_sampling():
+            samples = self.generate_eval(ids, mask)
+        texts = decode(self.tokenizer, ids, samples, self.stop_sequences)
+        scores = self.reward(texts, prompts)
+        return [
+            {"prompt": p, "output": o, "reward": sum(s) if isinstance(s, list) else s}
+            for p, o, s in zip(texts.prompts, texts.outputs, scores, strict=True)
+        ]
+
+    def _metrics(self, records: list[dict[str, Any]]) -> dict[str, float]:
+        prompts, outputs = ([r[k] for r in records] for k in ("prompt", "output"))
+        samples = [p + o for p, o in zip(prompts, outputs, strict=True)]
+        metrics = self.metric_fn(samples=samples, prompts=prompts, outputs=outputs)
+        means = {name: torch.as_tensor(v).float().mean().item() for name, v in metrics.items()}
+        return {f"metrics/{name}": mean for name, mean in means.items()}
+
+    # --- metrics -----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Bring the statistics of the optimizer steps to the host, all at once, and log them."""
+        for step, stats in self._pending:
+            self._log(step, {name: value.item() for name, value in stats.items()})
+        self._pending.clear()
+
+    def _log(self, step: int, stats: dict[str, float]) -> None:
+        record = {"step": step, **{name: float(value) for name, value in stats.items()}}
+        append_jsonl(self.directory / "metrics.jsonl", record)
+        self._trackers.log(stats, step)
+        if self.callback is not None:
+            self.callback(record)
+
+    # --- files -------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path | None = None) -> Path:
+        """Write the policy for `load_trained_policy`; by default under <checkpoint_dir>/policy."""
+        directory = Path(directory or self.directory / "policy")
+        self.policy.save(directory)
+        config = json.dumps(self.config.to_dict(), indent=2)
+        atomic_write_text(directory / "trl_config.json", config + "\n")
+        return directory
+
+    def save(self) -> Path:
+        """Write a checkpoint from which the run can go on exactly."""
+        self._flush()
+        state = {
+            "config": self.config.to_dict(),
+            "loop": {
+                "step": self.step, "iteration": self.iteration, "position": self.position,
+                "plan": self.plan, "mean_kl": self.mean_kl, "kl_coef": self.kl_ctl.value,
+                "best_reward": self.best_reward, "shown": self._shown,
+                "prompts": [self.experience.prompts.epoch, self.experience.prompts.position],
+                "scaler": self.experience.scaler.state_dict(),
+            },
+            "trained": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "store": [vars(rollout) for rollout in self.store],
+            "random": random_states(),
+            "minibatch_order": self.generator.get_state(),
+        }  # fmt: skip
+        keep = self.config.train.keep_checkpoints
+        path = save_checkpoint(self.directory / "checkpoints", self.step, state, keep)
+        self._last_save = time.monotonic()
+        return path
+
+    def load(self, directory: str | Path | None = None) -> bool:
+        """Take up the newest intact checkpoint under `directory`; False where there is none."""
+        root = Path(directory or self.directory / "checkpoints")
+        state = load_newest(root)
+        if state is None:
+            return False
+        _check_same_config(state["config"], self.config.to_dict(), root.parent)
+        loop = state["loop"]
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(state["trained"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.store = [Rollout(**fields) for fields in state["store"]]
+        self.step, self.iteration, self.position = loop["step"], loop["iteration"], loop["position"]
+        self.plan, self.mean_kl, self.kl_ctl.value = loop["plan"], loop["mean_kl"], loop["kl_coef"]
+        self.best_reward, self._shown = loop["best_reward"], loop["shown"]
+        self.experience.prompts.epoch, self.experience.prompts.position = loop["prompts"]
+        self.experience.scaler.load_state_dict(loop["scaler"])
+        self.generator.set_state(state["minibatch_order"])
+        set_random_states(state["random"])
+        return True
+
+    def _resume(self) -> bool:
+        if not self.load():
+            return False
+        for name in ("metrics.jsonl", "eval_samples.jsonl"):
+            path = self.directory / name
+            kept = [r for r in read_jsonl(path) if r["step"] <= self.step] if path.exists() else []
+            write_jsonl(path, kept)
+        done = self.step >= self.total_steps
+        place = f"{self.directory} holds a run at step {self.step} of {self.total_steps}"
+        print(f"{place}, which is finished." if done else f"{place}: going on from there.")
+        return True
+
+    def _checkpoint_is_due(self) -> bool:
+        seconds = self.config.train.checkpoint_seconds
+        seconds = DEFAULT_CHECKPOINT_SECONDS if seconds is None else seconds
+        return time.monotonic() - self._last_save > seconds
+
+    def _stop_interrupted(self) -> None:
+        self.save()
+        self.save_pretrained()
+        self._progress.close()
+        raise KeyboardInterrupt(
+            f"stopped after step {self.step} of {self.total_steps}; the policy so far is in "
+            f"{self.directory / 'policy'}, and the same call goes on from here."
+        )
+
+    def _finish(self) -> None:
+        self._flush()
+        self._progress.close()
+        self.save()
+        self.save_pretrained()
+        self._trackers.close()
+
+
+def _build(class_path: Callable[[str], str], section, first_argument):
+    """An optimizer or scheduler from its section of the configuration."""
+    module, _, name = class_path(section.name).rpartition(".")
+    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in section.kwargs.items()}
+    return getattr(importlib.import_module(module), name)(first_argument, **kwargs)
+
+
+def _check_same_config(saved: dict, current: dict, directory: Path) -> None:
+    for section, fields in current.items():
+        for name, value in fields.items():
+            if section == "train" and name in RESUMABLE:
+                continue
+            old = saved.get(section, {}).get(name)
+            if json.dumps(old, default=list) != json.dumps(value, default=list):
+                raise ConfigError(
+                    f"{directory} holds a run with {section}.{name} = {old!r}, not {value!r}: "
+                    "choose another train.checkpoint_dir, or delete that one."
+                )
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """A list that fills when the user interrupts, so that a step is never left half done.
+
+    A second interrupt acts at once.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number, frame):
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
