@@ -32,7 +32,9 @@ def reviews():
 
 
 def test_clean_text_by_hand():
-    assert assets.clean_text("Great.<br /><br />Really  great\n film ") == "Great. Really great film"
+    assert (
+        assets.clean_text("Great.<br /><br />Really  great\n film ") == "Great. Really great film"
+    )
     assert assets.clean_text("a < b <br/>") == "a < b <br/>"  # only the data set's own tag
 
 
