@@ -8,7 +8,6 @@ Interrupted runs go on from their last checkpoint when started again with the sa
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -22,6 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from .assets import PRETRAIN_BUCKETS, load_reviews
+from .progress import Progress
+from .run_files import append_jsonl, read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,16 @@ class PretrainConfig:
 
     seed: int = 0
     vocab_size: int = 6144
-    hidden_size: int = 256
-    num_layers: int = 4
-    num_heads: int = 4
+    hidden_size: int = 192
+    num_layers: int = 6
+    num_heads: int = 6
     context: int = 256  # tokens
     batch_rows: int = 16  # rows of `context` tokens in one optimizer step
-    steps: int = 3600
+    steps: int = 2500
     warmup_steps: int = 60
-    decay_fraction: float = 0.5  # last part of the run, over which the rate falls to 0
+    decay_fraction: float = 0.6  # last part of the run, over which the rate falls to 0
     muon_lr: float = 0.02
-    adam_lr: float = 3e-3
+    adam_lr: float = 6e-3
     weight_decay: float = 0.02
     checkpoint_seconds: float = 300.0
 
@@ -184,8 +185,10 @@ def new_model(config: PretrainConfig) -> OPTForCausalLM:
     )
 
 
-def pretrain(out_dir: str | Path, config: PretrainConfig, max_seconds: float | None = None):
-    """Train a tokenizer and a model on buckets 1-9; write both, a log and a card to `out_dir`."""
+def pretrain(
+    out_dir: str | Path, config: PretrainConfig
+) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
+    """Train a tokenizer and a model on buckets 1-9, with a log and checkpoints in `out_dir`."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     reviews = load_reviews()
@@ -203,40 +206,39 @@ def pretrain(out_dir: str | Path, config: PretrainConfig, max_seconds: float | N
         torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     first_step = _resume(out_dir, model, optimizers, config)
-    started = last_saved = last_said = time.time()
+    started = last_saved = last_logged = time.time()
     losses: list[float] = []
-    for step in range(first_step, config.steps):
-        factor = learning_rate_factor(step, config)
-        optimizers[0].param_groups[0]["lr"] = config.muon_lr * factor
-        optimizers[1].param_groups[0]["lr"] = config.adam_lr * factor
-        loss = mean_nats(model, batch_of_step(stream, step, config))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(others, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        now = time.time()
-        if now - last_said > 10:
-            done = step + 1 - first_step
-            left = (config.steps - step - 1) * (now - started) / done
-            rate = done * config.batch_rows * config.context / (now - started)
-            mean = float(np.mean(losses[-50:]))
-            print(
-                f"step {step + 1}/{config.steps}  loss {mean:.3f} nats/token  "
-                f"{rate:.0f} tokens/s  {left / 60:.1f} min left",
-                flush=True,
-            )
-            with open(out_dir / "log.jsonl", "a") as log:
-                log.write(json.dumps({"step": step + 1, "loss": mean, "seconds": now - started}) + "\n")
-            last_said = now
-        stop = max_seconds is not None and now - started > max_seconds
-        if now - last_saved > config.checkpoint_seconds or stop or step + 1 == config.steps:
-            _save(out_dir, model, optimizers, step + 1, config)
-            last_saved = now
-        if stop:
-            break
-    return model, tokenizer
+    tokens_per_step = config.batch_rows * config.context
+    with Progress(config.steps, "Pretraining", every_seconds=10, done=first_step) as progress:
+        for step in range(first_step, config.steps):
+            rows = batch_of_step(stream, step, config)
+            losses.append(_step(model, optimizers, rows, step, config))
+            now, mean = time.time(), float(np.mean(losses[-50:]))
+            rate = tokens_per_step * len(losses) / (now - started)
+            progress.update(nats_per_token=mean, tokens_per_second=round(rate))
+            last = step + 1 == config.steps
+            if now - last_logged > 10 or last:
+                append_jsonl(out_dir / "log.jsonl", {"step": step + 1, "loss": round(mean, 4)})
+                last_logged = now
+            if now - last_saved > config.checkpoint_seconds or last:
+                _save(out_dir, model, optimizers, step + 1, config)
+                last_saved = now
+    return model.eval(), tokenizer
+
+
+def _step(model, optimizers, rows: torch.Tensor, step: int, config: PretrainConfig) -> float:
+    """One optimizer step on rows [batch_rows, context + 1]; the loss in nats a token."""
+    factor = learning_rate_factor(step, config)
+    muon, adam = optimizers
+    muon.param_groups[0]["lr"] = config.muon_lr * factor
+    adam.param_groups[0]["lr"] = config.adam_lr * factor
+    loss = mean_nats(model, rows)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return loss.item()
 
 
 def _save(out_dir: Path, model, optimizers, step: int, config: PretrainConfig) -> None:
@@ -258,5 +260,9 @@ def _resume(out_dir: Path, model, optimizers, config: PretrainConfig) -> int:
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    print(f"resuming at step {state['step']}", flush=True)
+    log = out_dir / "log.jsonl"
+    lines = read_jsonl(log) if log.exists() else []
+    kept = [line for line in lines if line["step"] <= state["step"]]
+    write_jsonl(log, [{"step": line["step"], "loss": round(line["loss"], 4)} for line in kept])
+    print(f"resuming at step {state['step']} of {config.steps}", flush=True)
     return state["step"]

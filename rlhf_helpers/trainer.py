@@ -66,7 +66,7 @@ def train(
     eval_prompts: list[str] | None = None,
     metric_fn: Callable[..., dict[str, list[float]]] | None = None,
     config: TRLConfig | None = None,
-    stop_sequences: list[str] | None = None,
+    stop_sequences: list[str] | None = [],  # noqa: B006  (trlX's default; never changed)
     callback: Callable[[dict[str, float]], None] | None = None,
 ) -> PPOTrainer:
     """Tune a causal language model with PPO against a plain Python reward function.
@@ -188,7 +188,7 @@ class PPOTrainer:
             write_jsonl(self.directory / "metrics.jsonl", [])
             self._collect()
             self._log(self.step, self.evaluate())
-        self._progress = Progress(self.total_steps, "PPO", unit="step", initial=self.step)
+        self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step)
         with _interrupts_noted() as interrupted:
             while self.step < self.total_steps:
                 self._one_step()
