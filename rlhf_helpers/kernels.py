@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
+import zmq
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from traitlets import default
+
+from .config import repo_root
 
 # Measured on CPU, these two make the PPO run about a fifth faster: glibc keeps large freed blocks
 # (activations of one size come and go at every step) instead of returning them to the system,
@@ -17,7 +21,7 @@ MALLOC_TUNABLES = (
 )
 
 
-def kernel_environment(repo_root: Path) -> dict[str, str]:
+def kernel_environment(package_parent: Path) -> dict[str, str]:
     """Variables added to a kernel's environment; what the user has set already wins."""
     wanted = {
         "GLIBC_TUNABLES": MALLOC_TUNABLES,
@@ -28,7 +32,7 @@ def kernel_environment(repo_root: Path) -> dict[str, str]:
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     # The package is found from any directory, installed or not.
-    paths = [str(repo_root), os.environ.get("PYTHONPATH", "")]
+    paths = [str(package_parent), os.environ.get("PYTHONPATH", "")]
     added["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
     return added
 
@@ -40,12 +44,14 @@ class InterpreterKernelManager(AsyncKernelManager):
     kernels up by name would run the notebooks with other versions than the ones checked.
     """
 
+    @default("transport_encryption")
+    def _default_transport_encryption(self) -> str:
+        # Where pyzmq can: the talk with the kernel then needs its key, and no warning is printed.
+        return "auto" if zmq.has("curve") else "disabled"
+
     @property
     def kernel_spec(self) -> KernelSpec:
-        repo_root = Path(__file__).resolve().parents[1]
-        return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            display_name="Python 3",
-            language="python",
-            env=kernel_environment(repo_root),
-        )
+        # ipykernel's own description: its command line starts with sys.executable.
+        spec = KernelSpec(**get_kernel_dict())
+        spec.env = kernel_environment(repo_root())
+        return spec
