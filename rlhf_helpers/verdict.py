@@ -58,7 +58,7 @@ def verdict(summary: dict) -> tuple[str, str]:
     confirmed = (
         "no independent judge was asked"
         if judge is None
-        else f"the independent judge confirms it ({_interval(judge)})"
+        else f"the independent judge confirms it with {_interval(judge)}"
     )
     narrowing = _narrowing(summary)
     if narrowing:
