@@ -200,7 +200,7 @@ def mapping(path: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise wrong(path, value, "give a mapping of names to values")
     for key in value:
-        if not isinstance(key, str):
+        if not isinstance(key, str) or not key.isprintable() or len(key) > 100:
             raise wrong(f"a key of {path}", key, "give a name")
     return dict(value)
 

@@ -111,15 +111,12 @@ _RATE = number(0.0, 10.0)
 _DECAY = number(0.0, below=1.0)
 # Where a gradient is exactly zero Adam divides by eps alone: in float32 it must not vanish.
 _EPS = number(1e-16, 1.0)
-_NOT_HERE = "it needs a training loop of its own"
 
 _EVERY_OPTIMIZER: dict[str, Check] = {
     "lr": _RATE,
     "weight_decay": number(0.0, 10.0),
     "foreach": boolean,
     "maximize": only(False, "it would train the policy towards low reward"),
-    "capturable": only(False, _NOT_HERE),
-    "differentiable": only(False, _NOT_HERE),
 }
 _ADAM: dict[str, Check] = {
     **_EVERY_OPTIMIZER, "betas": pair(_DECAY), "eps": _EPS,
@@ -236,8 +233,8 @@ def _entries_for(name: str, path: str, value: Any, checks: Mapping[str, Check]) 
     given = mapping(path, value)
     for entry in given:
         if entry not in checks and given[entry] is not None:
-            raise wrong(f"{path}.{entry}", given[entry],
-                        f"{name!r} does not take it, did you mean {closest(entry, checks)!r}")
+            remedy = f"{name!r} has no such option here, did you mean {closest(entry, checks)!r}"
+            raise wrong(f"{path}.{entry}", given[entry], remedy)
     return entries(path, {k: v for k, v in given.items() if v is not None}, checks)
 
 
