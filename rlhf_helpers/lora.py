@@ -27,6 +27,7 @@ from rlhf_helpers.lora_state import (
     lora_sites,
     merged_lora,
     merged_weight,
+    own_opendelta_forward,
     save_adapter,
     set_lora_dropout,
     set_lora_enabled,
@@ -146,6 +147,8 @@ def _add_with_opendelta(
     # set_state_dict=False: trlX let OpenDelta hide the base weights from state_dict(), which is
     # why its save_pretrained left them out.
     delta_model.freeze_module(exclude=["deltas"], set_state_dict=False)
+    for name in names:
+        own_opendelta_forward(linears[name])
     layers = layer_indices(model.config.num_hidden_layers, unfrozen)
     return LoraHandle("opendelta", layers, patterns, names, delta_model)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,22 @@ def lora_enabled(site: LoraSite) -> bool:
     """Whether the forward pass of this module adds LoRA now."""
     if site.backend == "peft":
         return not site.module._disable_adapters
-    return "_forward_with_lora" not in site.module.__dict__
+    return getattr(site.module.forward, "__func__", None) is _forward_with_lora
+
+
+def own_opendelta_forward(module: nn.Module) -> None:
+    """Puts a method where OpenDelta put a closure around forward; same arithmetic.
+
+    The closure keeps the module that it was made for: a deep copy of the model would compute with
+    the original's weights. A bound method is copied together with its module.
+    """
+    module._forward_without_lora = module.forward.__wrapped__
+    module.forward = types.MethodType(_forward_with_lora, module)
+
+
+def _forward_with_lora(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out]."""
+    return module._forward_without_lora(x) + module.lora.forward(x)
 
 
 def _set_enabled(site: LoraSite, enabled: bool) -> None:
@@ -113,10 +129,9 @@ def _set_enabled(site: LoraSite, enabled: bool) -> None:
         # peft's own switch (enable_adapters) would also change requires_grad.
         module._disable_adapters = not enabled
     elif enabled:
-        module.forward = module.__dict__.pop("_forward_with_lora")
+        module.forward = types.MethodType(_forward_with_lora, module)
     else:
-        module._forward_with_lora = module.forward
-        module.forward = module.forward.__wrapped__  # what OpenDelta wrapped
+        module.forward = module._forward_without_lora
 
 
 def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
@@ -173,6 +188,22 @@ def merged_weight(site: LoraSite) -> torch.Tensor:
     if site.transposed:
         delta = delta.T
     return (site.weight.float() + delta).to(site.weight.dtype)
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model without LoRA that computes the same, by the names it has there.
+
+    For a model without LoRA: its own state_dict().
+    """
+    sites = lora_sites(model)
+    inside = tuple(f"{site.name}.lora" for site in sites)  # .lora.lora_A, .lora_A.default, ...
+    state = {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(inside)
+    }
+    return state | {f"{site.name}.weight": merged_weight(site) for site in sites}
 
 
 def set_lora_dropout(model: nn.Module, active: bool) -> None:

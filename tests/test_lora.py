@@ -410,6 +410,19 @@ def test_merging_restores_every_bit(backend):
 
 
 @pytest.mark.parametrize("backend", ["opendelta", "peft"])
+def test_deep_copies_are_independent(backend):
+    model = golden_policy(backend)
+    before = logits(model)
+    copied = copy.deepcopy(model)
+    assert torch.equal(logits(copied), before)
+    randomise_matrices(model)
+    assert torch.equal(logits(copied), before) and not torch.equal(logits(model), before)
+    with lora_disabled(copied):
+        assert torch.equal(logits(copied), logits(golden_base()))
+        assert not torch.equal(logits(model), logits(copied))
+
+
+@pytest.mark.parametrize("backend", ["opendelta", "peft"])
 def test_dropout_is_loras_alone(backend):
     model = golden_policy(backend, dropout=0.5)
     assert not torch.equal(logits(model), logits(model))  # as in trlX: active from the start
