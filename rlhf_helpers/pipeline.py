@@ -9,6 +9,7 @@ in <run_dir>/notebooks. What a notebook prints is passed on to the terminal as i
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -242,7 +243,7 @@ def execute_in_place(paths: list[Path]) -> None:
             resources={"metadata": {"path": str(path.parent)}},
             record_timing=False,
             store_widget_state=False,
-        ).execute()
+        ).execute(env=os.environ | {"RLHF_QUIET_PROGRESS": "1"})  # times differ between runs
         notebook.metadata["kernelspec"] = {
             "display_name": "Python 3", "language": "python", "name": "python3",
         }  # fmt: skip

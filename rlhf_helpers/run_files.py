@@ -63,14 +63,16 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """All complete lines; a last line that a crash cut short (no newline) is left out."""
     text = Path(path).read_text(encoding="utf-8")
     complete = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in complete.splitlines() if line.strip()]
+    return [json.loads(line) for line in complete.split("\n") if line.strip()]
 
 
 # Which notebook writes what, for the sentence that a reader gets when it is missing.
 WRITTEN_BY = {
     "config": "01_setup.ipynb",
     "manifest": "01_setup.ipynb",
+    "setup": "01_setup.ipynb",
     "baseline_samples": "02_baseline_sampling.ipynb",
+    "reward_check": "02_baseline_sampling.ipynb",
     "lora_report": "03_lora_parameter_inspection.ipynb",
     "metrics": "04_ppo_run.ipynb",
     "checkpoints": "04_ppo_run.ipynb",
@@ -89,7 +91,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
         self.config = self.path / "config.yml"
         self.manifest = self.path / "manifest.json"
+        self.setup = self.path / "setup.json"
         self.baseline_samples = self.path / "baseline_samples.jsonl"
+        self.reward_check = self.path / "reward_check.jsonl"
         self.lora_report = self.path / "lora_report.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
