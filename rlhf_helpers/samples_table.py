@@ -14,6 +14,8 @@ TEXT_WIDTH = 100
 # Blue above one half and orange below, the stronger the farther: P(positive) 0.5 is bare.
 POSITIVE_RGB, NEGATIVE_RGB = "0,114,178", "230,130,0"
 STRONGEST = 0.55  # opacity at 0 and 1
+TOP_LEFT = "text-align:left;vertical-align:top;padding:4px 8px"
+TABLE = "width:100%;border-collapse:collapse;color:inherit"
 
 
 class SamplesTable:
@@ -58,11 +60,11 @@ def samples_table_html(rows: Sequence[Mapping]) -> str:
     paired = any("after_output" in row for row in rows)
     titles = ["prompt", "output before", "reward", "output after", "reward"]
     titles = titles if paired else ["prompt", "output", "reward"]
-    head = "".join(f'<th style="text-align:left">{title}</th>' for title in titles)
+    head = "".join(f'<th style="{TOP_LEFT}">{title}</th>' for title in titles)
     body = "\n".join(f"<tr>{_cells(row, paired)}</tr>" for row in rows)
     # These class names keep MathJax, which notebooks load, away from the text.
     return (
-        '<table class="tex2jax_ignore mathjax_ignore" style="width:100%;border-collapse:collapse">'
+        f'<table class="tex2jax_ignore mathjax_ignore" style="{TABLE}">'
         f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     )
 
@@ -76,7 +78,7 @@ def _cells(row: Mapping, paired: bool) -> str:
 
 def _text_cell(text: str) -> str:
     safe = html.escape(_printable(text)).replace("$", "<span>$</span>")
-    return f'<td style="text-align:left;vertical-align:top;white-space:pre-wrap">{safe}</td>'
+    return f'<td style="{TOP_LEFT};white-space:pre-wrap">{safe}</td>'
 
 
 def _reward_cell(reward: float | None) -> str:
@@ -84,7 +86,7 @@ def _reward_cell(reward: float | None) -> str:
         return "<td></td>"
     colour = POSITIVE_RGB if reward >= 0.5 else NEGATIVE_RGB
     opacity = min(1.0, abs(reward - 0.5) * 2) * STRONGEST
-    style = f"text-align:right;vertical-align:top;background:rgba({colour},{opacity:.2f})"
+    style = f"{TOP_LEFT};background:rgba({colour},{opacity:.2f})"
     return f'<td style="{style}">{reward:.3f}</td>'
 
 
