@@ -1,0 +1,88 @@
+"""The README's results, written from the committed files of finished runs.
+
+    python -m rlhf_helpers results
+
+Nothing in these tables is typed by hand: a test compares them with the files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .config import repo_root
+from .notebook_watch import clock
+from .run_files import atomic_write_text, read_json
+
+BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
+COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
+
+
+def finished_runs(profile: str = "cpu") -> list[Path]:
+    """The committed runs of a profile: the reference run, then figures/seeds/<profile>-<seed>."""
+    figures = repo_root() / "figures"
+    runs = [figures / "reference_runs" / profile, *figures.glob(f"seeds/{profile}-*")]
+    found = [path for path in runs if (path / "evaluation.json").exists()]
+    return sorted(found, key=lambda path: read_json(path / "evaluation.json")["seed"])
+
+
+def results_table(profile: str = "cpu") -> str:
+    """Markdown: one row a seed, and the mean; every seed that was run."""
+    runs = [read_json(path / "evaluation.json") for path in finished_runs(profile)]
+    lines = [
+        "<!-- results -->",
+        "| seed | reward before | after | difference (95 % interval) | continuation alone "
+        "| judge | KL, nats per sample | distinct-2 | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(str(e["seed"]), e) for e in runs),
+    ]
+    if len(runs) > 1:
+        mean = sum(e["reward_after"] for e in runs) / len(runs)
+        lines.append(f"\nMean reward after, over {len(runs)} seeds: **{mean:.3f}**.")
+    n = runs[0]["n_prompts"] if runs else 0
+    lines.append(
+        f"\n{n} held-out prompts, one sample each, same seeds before and after; from "
+        "`evaluation.json` in `figures/reference_runs/cpu/` and `figures/seeds/`."
+    )
+    return "\n".join([*lines, "<!-- /results -->"])
+
+
+def _row(name: str, e: dict[str, Any]) -> str:
+    d = e["paired_difference"]
+    cells = [
+        name,
+        f"{e['reward_before']:.3f}",
+        f"**{e['reward_after']:.3f}**",
+        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})",
+        f"{e['reward_continuation_before']:.3f} → {e['reward_continuation_after']:.3f}",
+        f"{e['judge_before']:.3f} → {e['judge_after']:.3f}",
+        f"{e['kl_per_sequence']:.1f}",
+        f"{e['distinct_2_before']:.2f} → {e['distinct_2_after']:.2f}",
+        e["verdict"].replace("_", " "),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def costs_table(profile: str = "cpu") -> str:
+    """Markdown: wall time and peak memory of each notebook of the reference run."""
+    manifest = read_json(repo_root() / "figures" / "reference_runs" / profile / "manifest.json")
+    rows = manifest["notebooks"]
+    lines = ["<!-- run costs -->", "| notebook | minutes:seconds | peak memory |", "|---|---|---|"]
+    lines += [
+        f"| {row['name']} | {clock(row['seconds'])} | {row['peak_rss_bytes'] / 1e9:.1f} GB |"
+        for row in rows
+    ]
+    total, peak = sum(r["seconds"] for r in rows), max(r["peak_rss_bytes"] for r in rows)
+    lines.append(f"| **all five** | **{clock(total)}** | **{peak / 1e9:.1f} GB** |")
+    return "\n".join([*lines, "<!-- /run costs -->"])
+
+
+def rewrite_readme(path: Path) -> bool:
+    """Bring both tables of the README up to date; whether anything changed."""
+    before = path.read_text(encoding="utf-8")
+    after = BLOCK.sub(lambda _: results_table(), before)
+    after = COSTS.sub(lambda _: costs_table(), after)
+    if after != before:
+        atomic_write_text(path, after)
+    return after != before
