@@ -146,9 +146,13 @@ def _add_notebooks(commands: argparse._SubParsersAction) -> None:
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
+    from .notebook_costs import rewrite_cost_table
     from .pipeline import execute_in_place, notebook_paths
 
-    execute_in_place(notebook_paths(arguments.names or None))
+    paths = notebook_paths(arguments.names or None)
+    for path in paths:
+        rewrite_cost_table(path)
+    execute_in_place(paths)
     return 0
 
 

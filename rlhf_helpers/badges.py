@@ -41,14 +41,14 @@ def bootstrap_source(url: str) -> str:
     """The bootstrap cell: on Colab it fetches and installs; elsewhere it finds the package."""
     folder = url.rsplit("/", 1)[-1]
     return f"""\
-import subprocess, sys
+import subprocess
+import sys
 from pathlib import Path
 
-here = Path.cwd()
+url, here = "{url}", Path.cwd()
 if "google.colab" in sys.modules:  # fetch the repository; torch and numpy stay as they are
     here = Path("/content/{folder}")
-    if not here.exists():
-        subprocess.run(["git", "clone", "--depth", "1", "{url}", str(here)], check=True)
+    here.exists() or subprocess.run(["git", "clone", "--depth=1", url, str(here)], check=True)
     subprocess.run([sys.executable, str(here / "rlhf_helpers/colab.py")], check=True)
 sys.path[:0] = [str(p) for p in (here, here.parent) if (p / "rlhf_helpers").is_dir()]"""
 

@@ -109,6 +109,24 @@ def load_judge(directory: str | Path = JUDGE_DIR) -> JudgeModel:
         return JudgeModel(features, stored["idf"], stored["weights"], float(stored["bias"]))
 
 
+class ClassifierJudge:
+    """A sentiment classifier of another family as the judge, where a profile names one."""
+
+    def __init__(self, name: str) -> None:
+        from rlhf_helpers.reward import sentiment_reward
+
+        self._reward_fn = sentiment_reward(name)
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        """P(positive) of each text, 0 to 1."""
+        return self._reward_fn(samples=list(texts))
+
+
+def judge_by_name(name: str) -> JudgeModel | ClassifierJudge:
+    """The judge that a profile's `assets.judge` names; anything with `score(texts)`."""
+    return load_judge() if name == JUDGE_DIR.name else ClassifierJudge(name)
+
+
 def crop(text: str, words: int, rng: np.random.Generator | None = None) -> str:
     """`words` consecutive words: the first ones, or from a place drawn from `rng`."""
     tokens = text.split()

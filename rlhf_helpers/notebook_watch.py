@@ -91,7 +91,10 @@ class CellNumbers:
     def of(cls, path: Path) -> CellNumbers:
         """Read a notebook that papermill has not touched yet."""
         cells = nbformat.read(path, as_version=4).cells
-        tagged = [i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", [])]
+        tags = [c.metadata.get("tags", []) for c in cells]
+        if any("injected-parameters" in own for own in tags):
+            return cls(len(cells), len(cells))  # papermill replaces that cell: nothing moves
+        tagged = [i for i, own in enumerate(tags) if "parameters" in own]
         return cls(len(cells), tagged[0] if tagged else None)
 
     def of_executed(self, index: int) -> int:

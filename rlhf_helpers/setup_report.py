@@ -1,0 +1,93 @@
+"""What 01_setup finds out about data, model and memory: the file setup.json of a run directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .assets import (
+    HELD_OUT_BUCKET,
+    JUDGE_BUCKETS,
+    REWARD_BUCKETS,
+    asset_table,
+    find_asset,
+    heldout_prompts,
+    load_reviews,
+    review_opening,
+    training_prompts,
+)
+from .config import Profile
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+USES = {
+    "held out: nothing is trained on it": (HELD_OUT_BUCKET,),
+    "labels for the independent judge": tuple(JUDGE_BUCKETS),
+    "labels for the reward model": tuple(REWARD_BUCKETS),
+}
+
+
+def setup_report(profile: Profile) -> dict[str, Any]:
+    """`data`, `model` and `memory` of a profile; loads the data, and no weights."""
+    reviews = load_reviews(profile.assets["data"])
+    model = model_report(profile)
+    return {"data": data_report(profile, reviews), "model": model, "memory": model.pop("memory")}
+
+
+def data_report(profile: Profile, reviews: Dataset) -> dict[str, Any]:
+    """How many reviews serve which purpose, how many prompts there are, and one example."""
+    buckets, labels = reviews["bucket"][:], reviews["label"][:]
+    words = profile.prompts["words"]
+    uses = []
+    for use, chosen in USES.items():
+        own = [label for label, bucket in zip(labels, buckets, strict=True) if bucket in chosen]
+        uses.append({
+            "buckets": "-".join(str(b) for b in dict.fromkeys((chosen[0], chosen[-1]))),
+            "use": use, "reviews": len(own), "positive": sum(own) / len(own),
+        })  # fmt: skip
+    texts = reviews["text"][:]
+    openings = [review_opening(t, words) for t, b in zip(texts, buckets, strict=True) if b == 0]
+    training = training_prompts(reviews, words)
+    return {
+        "reviews": len(texts),
+        "uses": uses,
+        "example": {"text": texts[0], "prompt": review_opening(texts[0], words),
+                    "label": labels[0], "bucket": buckets[0]},
+        "training_prompts": len(training),
+        "distinct_training_prompts": len(set(training)),
+        "first_training_prompts": training[:5],
+        "openings_of_bucket_0": len(set(openings)),
+        "heldout_prompts": len(heldout_prompts(reviews, words)),
+    }  # fmt: skip
+
+
+def model_report(profile: Profile) -> dict[str, Any]:
+    """Sizes of the policy from its configuration alone, and the memory that a run needs."""
+    from transformers import AutoConfig
+
+    from .lora import meta_report
+    from .memory import memory_parts
+
+    model = profile.config.model
+    config = AutoConfig.from_pretrained(find_asset(model.model_path).path)
+    report = meta_report(config, model)
+    rewards = [row for row in asset_table(profile) if row["role"].startswith("reward")]
+    # Files in half precision are read as float32 on a CPU; the encoder's are float32 already.
+    reward_bytes = sum(row["bytes"] or 0 for row in rows_of_models(rewards))
+    dtype_bytes = 2 if model.dtype in ("float16", "bfloat16") else 4
+    return {
+        "type": config.model_type,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "parameters": report["total"] - report["lora"],
+        "lora": report["lora"],
+        "value_head": report["value_head"],
+        "memory": memory_parts(profile, config, report, reward_bytes, dtype_bytes),
+    }
+
+
+def rows_of_models(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the asset table that are whole models: an encoder replaces its small adapter."""
+    encoders = [row for row in rows if row["role"].endswith("encoder")]
+    return encoders or rows
