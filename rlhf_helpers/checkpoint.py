@@ -50,8 +50,11 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], keep: int) -> 
 
 
 def load_newest(root: Path) -> dict[str, Any] | None:
-    """The state of the newest intact checkpoint, or None; damaged ones are named and skipped."""
-    for path in reversed(_steps(root)):
+    """The state of the newest intact checkpoint, or None; damaged ones are named and skipped.
+
+    `root` is a directory of checkpoints or one checkpoint.
+    """
+    for path in [root] if (root / HASHES).exists() else reversed(_steps(root)):
         try:
             hashes = json.loads((path / HASHES).read_text())
             damaged = [name for name, digest in hashes.items() if _sha256(path / name) != digest]
@@ -59,7 +62,7 @@ def load_newest(root: Path) -> dict[str, Any] | None:
             damaged = [str(error)]
         if not damaged:
             return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        warnings.warn(f"checkpoint {path} is damaged ({damaged[0]}); using an older one.",
+        warnings.warn(f"checkpoint {path} is damaged ({damaged[0]}) and not used.",
                       stacklevel=2)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -41,18 +42,21 @@ class RewardCaller:
 
     def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
         """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
-        names = prompts[0].metadata.keys() if prompts else ()
-        metadata = {name: [p.metadata.get(name) for p in prompts] for name in names}
-        values = call_reward_fn(
+        call = functools.partial(
             self.reward_fn,
-            timeout_seconds=self.timeout_seconds,
-            retries=self.retries,
             samples=texts.samples,
             prompts=texts.prompts,
             outputs=texts.outputs,
-            **metadata,
+            **metadata_of(prompts),
         )
+        values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)
+
+
+def metadata_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """What the prompts carry beside their text: a list for each name, None where one lacks it."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.metadata)
+    return {name: [prompt.metadata.get(name) for prompt in prompts] for name in names}
 
 
 class ScoreScaler:

@@ -34,6 +34,7 @@ from .lora import (
     save_adapter,
     set_lora_dropout,
 )
+from .lora_state import merged_state_dict
 from .ppo import logprobs_of_labels
 
 
@@ -69,12 +70,13 @@ class Policy(nn.Module):
         top = depth if num_layers_unfrozen < 0 else min(max(num_layers_unfrozen, 1), depth)
         self.branch = depth - top  # index of the first layer of the top
         self.has_lora = bool(lora_parameters(base))
+        self._reference_layers: nn.ModuleList | None = None
         if not self.has_lora:
-            for index, layer in enumerate(self.layers):
-                layer.requires_grad_(num_layers_unfrozen != 0 and index >= self.branch)
-            for module in (base.get_input_embeddings(), base.get_output_embeddings()):
-                module.requires_grad_(False)
-            self._reference_layers = copy.deepcopy(self.layers[self.branch :]).requires_grad_(False)
+            # The top layers themselves learn, and nothing that the reference policy shares.
+            base.requires_grad_(False)
+            if num_layers_unfrozen != 0:
+                self._reference_layers = copy.deepcopy(self.layers[self.branch :])
+                self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
         self._wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
@@ -91,6 +93,11 @@ class Policy(nn.Module):
     def layers(self) -> nn.ModuleList:
         """All decoder layers, trunk first."""
         return getattr(self.decoder, self._layers_name)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The causal model, by the name that it has in trlX."""
+        return self.base
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +176,7 @@ class Policy(nn.Module):
 
     def reference_top(self, trunk: Tensor, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """The same with the reference policy's top: LoRA off, or the copy kept from the start."""
-        if not self.has_lora:
+        if self._reference_layers is not None:
             return self._decode_from(trunk, self._reference_layers, tokens, attention_mask)
         with lora_disabled(self.base):
             return self.top(trunk, tokens, attention_mask)
@@ -254,16 +261,32 @@ class Policy(nn.Module):
 
     # --- files -------------------------------------------------------------------------------
 
-    def save(self, directory: str | Path) -> None:
-        """Write adapter (or unfrozen layers), value head and tokenizer to a directory."""
+    def save(self, directory: str | Path, base_model: str = "") -> None:
+        """Write adapter (or unfrozen layers), value head and tokenizer to a directory.
+
+        `base_model` is the base model's name, which peft's adapter_config.json records.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if self.has_lora:
-            save_adapter(self.base, directory)
+            save_adapter(self.base, directory, base_model)
         else:
             changed = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
             save_file(_contiguous(changed), directory / "unfrozen_layers.safetensors")
         save_file(_contiguous(self.v_head.state_dict()), directory / "value_head.safetensors")
+        self.tokenizer.save_pretrained(directory)
+
+    def save_merged(self, directory: str | Path) -> None:
+        """Write a plain transformers model with the policy's weights, and the tokenizer.
+
+        `AutoModelForCausalLM.from_pretrained(directory)` has the policy's logits; it knows
+        nothing of LoRA. The value head is not part of it.
+        """
+        plain = _without_weights(self.base)
+        plain.load_state_dict(merged_state_dict(self.base), strict=False, assign=True)
+        plain.tie_weights()
+        plain.generation_config = copy.deepcopy(self.base.generation_config)
+        plain.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
     def load(self, directory: str | Path) -> None:
@@ -280,6 +303,12 @@ class Policy(nn.Module):
 
 class _AtBranch(Exception):
     """Raised by a hook to end a forward pass where the trunk ends."""
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A model of the same class and number type, without LoRA and without memory for weights."""
+    with torch.device("meta"):
+        return type(model)(copy.deepcopy(model.config)).to(model.dtype)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -143,7 +143,7 @@ def whiten(xs: Tensor, mask: Tensor | None = None, shift_mean: bool = True) -> T
     where it is 1 enter the moments, and the others come out as 0.
     """
     if mask is None:
-        var, mean = torch.var_mean(xs)
+        var, mean = torch.var_mean(xs, correction=min(1, xs.numel() - 1))  # one entry: 0, no NaN
         whitened = (xs - mean) * torch.rsqrt(var + 1e-8)
         return whitened if shift_mean else whitened + mean
     mean = masked_mean(xs, mask)

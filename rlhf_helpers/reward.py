@@ -239,7 +239,7 @@ def check_rewards(
     dense = [isinstance(row, list | tuple) for row in rows]
     if not any(dense):
         return [_number(row, i, samples) for i, row in enumerate(rows)]
-    if not dense_ok and all(dense) and all(len(row) == 1 for row in rows):
+    if all(dense) and all(len(row) == 1 for row in rows):
         return [_number(_plain(row[0]), i, samples) for i, row in enumerate(rows)]  # [n, 1]
     wrong = 0 if not dense_ok else dense.index(False) if not all(dense) else None
     if wrong is not None:

@@ -288,8 +288,9 @@ def build_rollouts(
         score = torch.as_tensor(scores[i], dtype=rewards.dtype)
         if score.ndim == 0:
             rewards[-1] += score
-        else:
+        elif len(score):
             rewards[: len(score)] += score[: len(rewards)]
+            rewards[-1] += score[len(rewards) :].sum()  # of tokens that are not stored
         rollouts.append(
             Rollout(
                 query=tokens[i, :width].cpu(),

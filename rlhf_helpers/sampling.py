@@ -18,9 +18,11 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from .assets import POST_EVAL_PROMPTS, heldout_prompts, load_reviews
@@ -94,13 +96,12 @@ def sample(
         [p.prompt for p in prompts], tokenizer, max_prompt_length, add_special_tokens
     )
     ids, mask = pad_prompts(tokenised, tokenizer.pad_token_id)
-    settings, warpers = _without_sampling(gen_kwargs)
+    settings, processors = _without_sampling(gen_kwargs, [p.seed for p in prompts])
     # A prompt opens with no end-of-text here, so every one after it was drawn.
     was_active = policy.lora_dropout_active
     policy.set_dropout(active=False)
     try:
         with policy.merged_for_sampling():
-            processors = LogitsProcessorList([*warpers, RowNoise([p.seed for p in prompts])])
             rows = policy.generate(ids, mask, logits_processor=processors, **settings)
     finally:
         policy.set_dropout(was_active)
@@ -123,21 +124,31 @@ def sample(
     return samples
 
 
-def _without_sampling(gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list]:
-    """generate()'s settings for drawing by argmax, and the warpers that it then leaves out."""
-    settings = dict(gen_kwargs)
-    temperature = settings.pop("temperature", None)
-    top_k, top_p = settings.pop("top_k", None), settings.pop("top_p", None)
-    if not settings.pop("do_sample", False):
-        return {**settings, "do_sample": False}, []
-    warpers: list[LogitsProcessor] = []
-    if temperature is not None and temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p is not None and top_p < 1.0:
-        warpers.append(TopPLogitsWarper(top_p))
-    return {**settings, "do_sample": False}, warpers
+# What generate() does to the scores before it draws, in its order: class, value without effect,
+# value where none is given.
+WARPERS: dict[str, tuple[type[LogitsProcessor], float, float | None]] = {
+    "temperature": (TemperatureLogitsWarper, 1.0, 1.0),
+    "top_k": (TopKLogitsWarper, 0, 50),
+    "top_p": (TopPLogitsWarper, 1.0, 1.0),
+    "min_p": (MinPLogitsWarper, 0.0, None),
+    "typical_p": (TypicalLogitsWarper, 1.0, 1.0),
+}
+
+
+def _without_sampling(
+    gen_kwargs: dict[str, Any], seeds: Sequence[int]
+) -> tuple[dict[str, Any], LogitsProcessorList]:
+    """generate()'s settings for drawing by argmax, with what it then leaves out and the noise."""
+    settings = {**gen_kwargs, "do_sample": False}
+    values = {name: settings.pop(name, default) for name, (_, _, default) in WARPERS.items()}
+    if not gen_kwargs.get("do_sample", False):
+        return settings, LogitsProcessorList()
+    warpers = [
+        warper(type(neutral)(values[name]))
+        for name, (warper, neutral, _) in WARPERS.items()
+        if values[name] is not None and values[name] != neutral
+    ]
+    return settings, LogitsProcessorList([*warpers, RowNoise(seeds)])
 
 
 @torch.no_grad()

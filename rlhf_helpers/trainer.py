@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from .checkpoint import load_newest, random_states, save_checkpoint, set_random_states
@@ -30,7 +32,7 @@ from .config import (
     scheduler_class_path,
     validate_config,
 )
-from .experience import ExperienceMaker, RewardCaller
+from .experience import ExperienceMaker, RewardCaller, metadata_of
 from .policy import Policy, load_policy
 from .ppo import gae, kl_controller, ppo_loss, whiten
 from .progress import Progress
@@ -49,6 +51,7 @@ from .run_files import append_jsonl, atomic_write_text, read_jsonl, write_jsonl
 from .tracking import Trackers
 
 DEFAULT_CHECKPOINT_SECONDS = 60.0
+LOGS = ("metrics.jsonl", "eval_samples.jsonl")
 # What may change between a run and its continuation.
 RESUMABLE = {"total_steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoint_dir",
              "checkpoint_seconds", "keep_checkpoints", "tracker", "logging_dir", "project_name",
@@ -131,6 +134,7 @@ class PPOTrainer:
         self.directory = Path(config.train.checkpoint_dir)
         self.corrected = config.method.semantics == "corrected"
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         self.policy: Policy = load_policy(config, device)
         half = self.policy.base.dtype == torch.float16 and device == "cuda"
         self.accelerator = Accelerator(
@@ -153,6 +157,8 @@ class PPOTrainer:
         self.iteration = 0
         self.mean_kl = 0.0
         self.best_reward = float("-inf")
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []  # statistics not yet on the host
+        self._shown: dict[str, float] = {}  # beside the progress
         # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
         self.policy.set_dropout(active=not self.corrected)
 
@@ -181,11 +187,12 @@ class PPOTrainer:
     def learn(self) -> None:
         """Train to the end, from the beginning or from the newest checkpoint."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._pending.clear()
         self._trackers = Trackers(self.config)
         self._last_save = time.monotonic()
         if not self._resume():
-            write_jsonl(self.directory / "metrics.jsonl", [])
+            for name in LOGS:
+                write_jsonl(self.directory / name, [])
             self._collect()
             self._log(self.step, self.evaluate())
         self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step)
@@ -316,7 +323,7 @@ class PPOTrainer:
         rewards = [r["reward"] for r in records]
         stats = {"reward/mean": sum(rewards) / len(rewards), "time/generate": generated - started}
         if self.metric_fn is not None:
-            stats.update(self._metrics(records))
+            stats.update(self._metrics(records, metadata_of(self.eval_prompts)))
             stats["time/metric"] = time.perf_counter() - generated
         if keep_best and self.step > 0 and stats["reward/mean"] > self.best_reward:
             self.best_reward = stats["reward/mean"]
@@ -337,10 +344,12 @@ class PPOTrainer:
             for p, o, s in zip(texts.prompts, texts.outputs, scores, strict=True)
         ]
 
-    def _metrics(self, records: list[dict[str, Any]]) -> dict[str, float]:
+    def _metrics(
+        self, records: list[dict[str, Any]], metadata: dict[str, list[Any]]
+    ) -> dict[str, float]:
         prompts, outputs = ([r[k] for r in records] for k in ("prompt", "output"))
         samples = [p + o for p, o in zip(prompts, outputs, strict=True)]
-        metrics = self.metric_fn(samples=samples, prompts=prompts, outputs=outputs)
+        metrics = self.metric_fn(samples=samples, prompts=prompts, outputs=outputs, **metadata)
         means = {name: torch.as_tensor(v).float().mean().item() for name, v in metrics.items()}
         return {f"metrics/{name}": mean for name, mean in means.items()}
 
@@ -353,7 +362,9 @@ class PPOTrainer:
         self._pending.clear()
 
     def _log(self, step: int, stats: dict[str, float]) -> None:
-        record = {"step": step, **{name: float(value) for name, value in stats.items()}}
+        numbers = {name: float(value) for name, value in stats.items()}
+        # JSON has no NaN; the standard deviation of a single score is one.
+        record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
         append_jsonl(self.directory / "metrics.jsonl", record)
         self._trackers.log(stats, step)
         if self.callback is not None:
@@ -361,16 +372,25 @@ class PPOTrainer:
 
     # --- files -------------------------------------------------------------------------------
 
-    def save_pretrained(self, directory: str | Path | None = None) -> Path:
-        """Write the policy for `load_trained_policy`; by default under <checkpoint_dir>/policy."""
+    def save_pretrained(self, directory: str | Path | None = None, merge: bool = False) -> Path:
+        """Write the policy, by default to <checkpoint_dir>/policy.
+
+        An adapter that peft loads, value head, tokenizer and configuration, for
+        `load_trained_policy`; with `merge` a plain transformers model without LoRA instead.
+        """
+        if merge:
+            directory = Path(directory or self.directory / "merged_policy")
+            self.policy.save_merged(directory)
+            return directory
         directory = Path(directory or self.directory / "policy")
-        self.policy.save(directory)
+        self.policy.save(directory, self.config.model.model_path)
         config = json.dumps(self.config.to_dict(), indent=2)
         atomic_write_text(directory / "trl_config.json", config + "\n")
         return directory
 
-    def save(self) -> Path:
-        """Write a checkpoint from which the run can go on exactly."""
+    def save(self, directory: str | Path | None = None) -> Path:
+        """Write a checkpoint from which the run can go on exactly, by default among its own."""
+        root = Path(directory or self.directory / "checkpoints")
         self._flush()
         state = {
             "config": self.config.to_dict(),
@@ -389,17 +409,24 @@ class PPOTrainer:
             "minibatch_order": self.generator.get_state(),
         }  # fmt: skip
         keep = self.config.train.keep_checkpoints
-        path = save_checkpoint(self.directory / "checkpoints", self.step, state, keep)
+        path = save_checkpoint(root, self.step, state, keep)
         self._last_save = time.monotonic()
         return path
 
     def load(self, directory: str | Path | None = None) -> bool:
-        """Take up the newest intact checkpoint under `directory`; False where there is none."""
-        root = Path(directory or self.directory / "checkpoints")
-        state = load_newest(root)
+        """Take up the newest intact checkpoint; False where there is none.
+
+        `directory`: a run's directory (default: this run's), its `checkpoints`, one of them, or
+        what `save_pretrained` wrote; from that, only the policy is taken.
+        """
+        root = Path(directory or self.directory)
+        if (root / "trl_config.json").exists():
+            self.policy.load(root)
+            return True
+        state = load_newest(root / "checkpoints" if (root / "checkpoints").is_dir() else root)
         if state is None:
             return False
-        _check_same_config(state["config"], self.config.to_dict(), root.parent)
+        _check_same_config(state["config"], self.config.to_dict(), root)
         loop = state["loop"]
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -419,7 +446,7 @@ class PPOTrainer:
     def _resume(self) -> bool:
         if not self.load():
             return False
-        for name in ("metrics.jsonl", "eval_samples.jsonl"):
+        for name in LOGS:
             path = self.directory / name
             kept = [r for r in read_jsonl(path) if r["step"] <= self.step] if path.exists() else []
             write_jsonl(path, kept)
@@ -466,7 +493,7 @@ def _check_same_config(saved: dict, current: dict, directory: Path) -> None:
             if json.dumps(old, default=list) != json.dumps(value, default=list):
                 raise ConfigError(
                     f"{directory} holds a run with {section}.{name} = {old!r}, not {value!r}: "
-                    "choose another train.checkpoint_dir, or delete that one."
+                    "choose another directory, or delete that one."
                 )
 
 

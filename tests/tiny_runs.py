@@ -1,0 +1,82 @@
+"""Small random models, configurations and reward functions for tests of whole runs."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+)
+
+from rlhf_helpers.config import TRLConfig
+from rlhf_helpers.policy import Policy, load_policy
+
+TOKENIZERS = Path(__file__).parent / "golden"
+PROMPTS = ["policy data", "tokens value batch every", "the model", "human feedback from", "a"]
+
+_SHAPE = dict(vocab_size=384, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+              max_position_embeddings=64, bos_token_id=2, eos_token_id=2, pad_token_id=1,
+              initializer_range=0.3)  # fmt: skip
+_FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "opt": (OPTConfig, dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.3)),
+    "gpt2": (GPT2Config, {}),
+    "gpt_neox": (GPTNeoXConfig, dict(intermediate_size=48)),
+    "llama": (LlamaConfig, dict(intermediate_size=48, num_key_value_heads=2)),
+    "bloom": (BloomConfig, {}),
+}
+
+
+def model_dir(root: Path, family: str = "opt", tokenizer: str = "bos") -> Path:
+    """Three random layers of a family with a recorded tokenizer ("bos" puts </s> in front)."""
+    path = Path(root) / f"{family}_{tokenizer}"
+    if not path.exists():
+        shutil.copytree(TOKENIZERS / f"tokenizer_{tokenizer}", path)
+        config_class, extra = _FAMILIES[family]
+        torch.manual_seed(3)
+        AutoModelForCausalLM.from_config(config_class(**_SHAPE, **extra)).save_pretrained(path)
+    return path
+
+
+def run_config(root: Path, family: str = "opt", tokenizer: str = "bos", **overrides) -> TRLConfig:
+    """A run of 4 optimizer steps on 8 rollouts; `overrides` as method__gamma=0.9."""
+    path = str(model_dir(root, family, tokenizer))
+    base = {
+        "train": {"seq_length": 24, "epochs": 100, "total_steps": 4, "batch_size": 4,
+                  "checkpoint_interval": 1000, "eval_interval": 4, "pipeline": "PromptPipeline",
+                  "trainer": "AcceleratePPOTrainer", "save_best": False,
+                  "checkpoint_dir": str(Path(root) / "run"), "checkpoint_seconds": 1000.0},
+        "model": {"model_path": path, "num_layers_unfrozen": 2, "dtype": "float32",
+                  "delta_kwargs": {"delta_type": "lora", "modified_modules": "attention",
+                                   "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1}},
+        "tokenizer": {"tokenizer_path": path},
+        "optimizer": {"name": "adamw", "kwargs": {"lr": 1e-2}},
+        "scheduler": {"name": "cosine_annealing", "kwargs": {"T_max": 100, "eta_min": 1e-3}},
+        "method": {"name": "PPOConfig", "num_rollouts": 8, "chunk_size": 4, "ppo_epochs": 2,
+                   "init_kl_coef": 0.05, "target": 6, "horizon": 1000,
+                   "gen_kwargs": {"max_new_tokens": 8, "top_k": 0, "top_p": 1.0,
+                                  "do_sample": True}},
+    }  # fmt: skip
+    dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+    return TRLConfig.update(base, dotted)
+
+
+def policy_with_lora(root: Path, seed: int = 5, **overrides) -> Policy:
+    """A policy that differs from its reference: LoRA's B is random instead of zero."""
+    policy = load_policy(run_config(root, **overrides), "cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.trainable_parameters().items():
+            if not name.startswith("v_head"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return policy
+
+
+def letter_reward(samples, **kwargs):
+    """Share of letters e among the characters: dense enough to learn, and exact."""
+    return [text.count("e") / (1 + len(text)) for text in samples]
