@@ -278,7 +278,9 @@ def structure_tree(model: nn.Module) -> str:
         ) from error
     drawing = Visualization(model).structure_graph(printTree=False)
     text = io.StringIO()
-    Console(file=text, width=200, color_system=None, highlight=False).print(drawing)
+    Console(
+        file=text, width=200, color_system=None, highlight=False, force_jupyter=False
+    ).print(drawing)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
