@@ -49,6 +49,7 @@ from .rollout import (
 )
 from .run_files import append_jsonl, atomic_write_text, read_jsonl, write_jsonl
 from .tracking import Trackers
+from .trlx_engine import train_with_trlx
 
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 LOGS = ("metrics.jsonl", "eval_samples.jsonl")
@@ -71,16 +72,29 @@ def train(
     config: TRLConfig | None = None,
     stop_sequences: list[str] | None = [],  # noqa: B006  (trlX's default; never changed)
     callback: Callable[[dict[str, float]], None] | None = None,
+    engine: str | None = None,
 ) -> PPOTrainer:
     """Tune a causal language model with PPO against a plain Python reward function.
 
-    The arguments are those of trlX v0.6.0, plus `callback`, which gets every line of metrics.
+    The arguments are those of trlX v0.6.0, plus `callback`, which gets every line of metrics, and
+    `engine`: "trlx" hands the call to the real trlX, where that can be imported.
     `reward_fn(samples, prompts, outputs, **metadata)` returns one number a sample (or a list of
     numbers, one a token). Prompts are texts, or dicts with a "prompt" and metadata. Everything is
     written under `config.train.checkpoint_dir`; a run that was interrupted goes on from there.
 
     Raises ConfigError on a bad configuration, RewardError on a bad reward.
     """
+    if engine is not None:
+        if engine != "trlx" or callback is not None:
+            raise ConfigError(
+                f"engine is {engine!r}: give 'trlx', without callback, for the real trlX, or leave "
+                "it out."
+            )
+        return train_with_trlx(
+            config, model_path=model_path, reward_fn=reward_fn, dataset=dataset, samples=samples,
+            rewards=rewards, prompts=prompts, eval_prompts=eval_prompts, metric_fn=metric_fn,
+            stop_sequences=stop_sequences,
+        )  # fmt: skip
     if dataset is not None or samples is not None or rewards is not None:
         raise ConfigError(
             "train() tunes online with reward_fn only: dataset, samples and rewards belong to "
