@@ -11,7 +11,6 @@ there. Interrupted runs go on from their last checkpoint when started again with
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -80,11 +79,10 @@ def rows_of_step(
     chosen = order[place * rows : (place + 1) * rows]
     rng = np.random.default_rng([config.seed, 1, step])
     short, long = chosen[: config.snippet_rows], chosen[config.snippet_rows :]
-    parts = (
+    return [
         ([snippet(texts[i], rng, config) for i in short], [labels[i] for i in short]),
         ([long_stretch(texts[i], rng, config) for i in long], [labels[i] for i in long]),
-    )
-    return [part for part in parts if part[0]]
+    ]
 
 
 # --- training ------------------------------------------------------------------------------
@@ -261,7 +259,7 @@ def positive_probabilities(
     label: str,
     batch_rows: int = 32,
 ) -> list[float]:
-    """P(POSITIVE) of each text, in order; batches hold texts of like length. [len(texts)]"""
+    """P(POSITIVE) of each text, in order; texts of like length share a batch. [len(texts)]"""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     found = [0.0] * len(texts)
     progress = Progress(len(texts), label, unit="text")
@@ -293,8 +291,8 @@ def write_report(out_dir: Path, encoder: Path, training: dict, config: RewardTra
     texts = [r["text"] for r in held_out]
 
     def measure(name: str, shown: list[str]) -> dict:
-        probabilities = positive_probabilities(model, tokenizer, shown, config.eval_tokens, name)
-        return reliability(probabilities, labels)
+        p = positive_probabilities(model, tokenizer, shown, config.eval_tokens, name)
+        return reliability(p, labels)
 
     metrics = {
         "asset": "sentiment-minilm",
@@ -391,7 +389,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=RewardTrainConfig.steps)
     parser.add_argument("--seed", type=int, default=RewardTrainConfig.seed)
     parser.add_argument(
-        "--eval-reviews", type=int, default=None, help="measure on about N reviews of bucket 0 only"
+        "--eval-reviews", type=int, help="measure on about N reviews of bucket 0, not all"
     )
 
 
@@ -399,5 +397,5 @@ def main(args: argparse.Namespace) -> int:
     config = RewardTrainConfig(steps=args.steps, seed=args.seed, eval_reviews=args.eval_reviews)
     metrics = train_reward(args.out, config)
     for name in ("held_out_reviews", "held_out_snippets"):
-        print(json.dumps({name: {k: v for k, v in metrics[name].items() if k != "bins"}}))
+        print(name, {k: v for k, v in metrics[name].items() if k != "bins"})
     return 0
