@@ -278,9 +278,11 @@ def structure_tree(model: nn.Module) -> str:
         ) from error
     drawing = Visualization(model).structure_graph(printTree=False)
     text = io.StringIO()
-    Console(
+    # force_jupyter: inside a notebook rich would show the tree at once and write nothing.
+    console = Console(
         file=text, width=200, color_system=None, highlight=False, force_jupyter=False
-    ).print(drawing)
+    )
+    console.print(drawing)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
