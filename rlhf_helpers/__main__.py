@@ -59,11 +59,12 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_notebooks(commands)
     _add_badges(commands)
+    _add_keep(commands)
+    _add_results(commands)
     _add_pretrain(commands)
     # These modules bring their own options: add_arguments(parser) and main(arguments).
     for name, module, text in (
         ("train-reward", "train_reward", "train the sentiment reward model again"),
-        ("figures", "figures", "draw the figures of a run directory again"),
         ("bench", "bench", "measure one PPO iteration"),
         ("study", "study", "run a plan of configurations and seeds"),
     ):
@@ -169,6 +170,41 @@ def _badges(arguments: argparse.Namespace) -> int:
 
     changed = rewrite_badges(repo_root())
     print("\n".join(str(path.relative_to(repo_root())) for path in changed) or "nothing to change")
+    return 0
+
+
+def _add_keep(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "keep", "copy a finished run to the committed ones under figures/")
+    parser.add_argument("run_dir", help="the finished run, e.g. runs/cpu")
+    parser.add_argument(
+        "--as-seed", action="store_true",
+        help="one more seed (figures/seeds), not the profile's reference run",
+    )  # fmt: skip
+    parser.set_defaults(command=_keep)
+
+
+def _keep(arguments: argparse.Namespace) -> int:
+    from .committed_runs import keep_run
+
+    print(keep_run(arguments.run_dir, as_seed=arguments.as_seed))
+    return 0
+
+
+def _add_results(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands, "figures", "draw the README's figures and tables from the committed runs"
+    )
+    parser.set_defaults(command=_figures)
+
+
+def _figures(arguments: argparse.Namespace) -> int:
+    from .committed_runs import draw_readme_figures
+    from .config import repo_root
+    from .results import rewrite_readme
+
+    for path in draw_readme_figures():
+        print(path.relative_to(repo_root()))
+    rewrite_readme(repo_root() / "README.md")
     return 0
 
 

@@ -80,26 +80,28 @@ class TimeEstimate:
 class CellNumbers:
     """Numbers of cells as in the notebook that the reader knows.
 
-    papermill puts one cell of its own behind the one tagged `parameters`, or in front.
+    papermill replaces the cell tagged `injected-parameters`; where there is none it puts one
+    behind the cell tagged `parameters`, or in front of everything.
     """
 
-    def __init__(self, total: int, parameters_index: int | None):
+    def __init__(self, total: int, new_cell_index: int | None):
         self.total = total
-        self.injected_index = 0 if parameters_index is None else parameters_index + 1
+        self.new_cell_index = new_cell_index  # of the cell that papermill adds, if it adds one
 
     @classmethod
     def of(cls, path: Path) -> CellNumbers:
         """Read a notebook that papermill has not touched yet."""
         cells = nbformat.read(path, as_version=4).cells
-        tags = [c.metadata.get("tags", []) for c in cells]
-        if any("injected-parameters" in own for own in tags):
-            return cls(len(cells), len(cells))  # papermill replaces that cell: nothing moves
-        tagged = [i for i, own in enumerate(tags) if "parameters" in own]
-        return cls(len(cells), tagged[0] if tagged else None)
+        tags = [cell.metadata.get("tags", []) for cell in cells]
+        if any("injected-parameters" in names for names in tags):
+            return cls(len(cells), None)
+        behind = [i + 1 for i, names in enumerate(tags) if "parameters" in names]
+        return cls(len(cells), behind[0] if behind else 0)
 
     def of_executed(self, index: int) -> int:
-        """Number from 1 of the cell that stands at `index` (from 0) after the injection."""
-        return max(1, index if index >= self.injected_index else index + 1)
+        """Number from 1 of the cell that stands at `index` (from 0) in what papermill executes."""
+        shifted = self.new_cell_index is not None and index >= self.new_cell_index
+        return max(1, index if shifted else index + 1)
 
 
 class NotebookWatch:

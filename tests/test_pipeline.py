@@ -220,7 +220,16 @@ def test_cell_numbers_are_those_of_the_notebook_that_the_reader_has(tmp_path):
     assert numbers.total == 4
     # Executed: heading, parameters, injected, a, b.
     assert [numbers.of_executed(index) for index in range(5)] == [1, 2, 2, 3, 4]
-    assert [CellNumbers(2, None).of_executed(index) for index in range(3)] == [1, 1, 2]
+    untagged = CellNumbers(2, 0)  # papermill's cell comes first
+    assert [untagged.of_executed(index) for index in range(3)] == [1, 1, 2]
+
+
+def test_a_cell_that_papermill_replaces_moves_no_numbers(tmp_path):
+    path = write_notebook(tmp_path, "01_a.ipynb", "reference_run = True", "a")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].metadata["tags"] = ["injected-parameters"]
+    nbformat.write(notebook, path)
+    assert [CellNumbers.of(path).of_executed(index) for index in range(4)] == [1, 2, 3, 4]
 
 
 def test_the_estimate_follows_the_pace_of_this_machine():

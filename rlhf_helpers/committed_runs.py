@@ -1,0 +1,72 @@
+"""Keep what a finished run left, small enough to commit, and draw the README's figures from it.
+
+    python -m rlhf_helpers keep runs/cpu
+    python -m rlhf_helpers figures
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from .config import ConfigError, load_profile, repo_root, resolve_run_dir
+from .run_files import RunDir, read_json
+
+MAX_BYTES = 5_000_000
+KEPT = (
+    "config", "manifest", "baseline_samples", "lora_report", "metrics", "policy", "after_samples",
+    "evaluation",
+)  # fmt: skip
+# Of a further seed only what tables and figures of several seeds need.
+KEPT_OF_A_SEED = ("config", "manifest", "metrics", "evaluation")
+
+
+def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = None) -> Path:
+    """Copy a finished run to figures/reference_runs/<profile> or figures/seeds/<profile>-<seed>.
+
+    What was kept there before is replaced as a whole. Raises MissingRunFileError when the run is
+    not finished, ConfigError when a notebook of it failed or the files are too large to commit.
+    """
+    run = RunDir(resolve_run_dir(run_dir), create=False)
+    sources = [run.require(name) for name in (KEPT_OF_A_SEED if as_seed else KEPT)]
+    rows = read_json(run.manifest)["notebooks"]
+    not_done = [row["name"] for row in rows if row["status"] != "executed"]
+    if not_done:
+        raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
+    profile = load_profile(run.path)
+    figures = figures or repo_root() / "figures"
+    place = f"seeds/{profile.name}-{profile.config.train.seed}"
+    target = figures / (place if as_seed else f"reference_runs/{profile.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        copied = Path(folder) / "run"
+        copied.mkdir()
+        for source in sources:
+            copy = shutil.copytree if source.is_dir() else shutil.copy2
+            copy(source, copied / source.name)
+        size = sum(path.stat().st_size for path in copied.rglob("*") if path.is_file())
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"{run.path} has {size / 1e6:.1f} MB to keep, {MAX_BYTES / 1e6:.0f} MB at most: "
+                "lower evaluation.n_prompts."
+            )
+        if target.exists():
+            shutil.rmtree(target)
+        copied.rename(target)
+    return target
+
+
+def draw_readme_figures(profile: str = "cpu") -> list[Path]:
+    """Draw figures/headline.png from the reference run and figures/seeds.png from all seeds."""
+    from .plot_style import save_figure
+    from .results import finished_runs
+    from .run_figures import headline_figure, seeds_figure
+    from .run_files import reference_run_dir
+
+    folder = repo_root() / "figures"
+    drawn = [save_figure(headline_figure(reference_run_dir(profile)), folder / "headline.png")]
+    runs = finished_runs(profile)
+    if len(runs) > 1:
+        drawn.append(save_figure(seeds_figure(runs), folder / "seeds.png"))
+    return drawn
