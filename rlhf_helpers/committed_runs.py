@@ -15,8 +15,8 @@ from .run_files import RunDir, read_json
 
 MAX_BYTES = 5_000_000
 KEPT = (
-    "config", "manifest", "baseline_samples", "lora_report", "metrics", "policy", "after_samples",
-    "evaluation",
+    "config", "manifest", "setup", "baseline_samples", "reward_check", "lora_report", "metrics",
+    "policy", "after_samples", "evaluation",
 )  # fmt: skip
 # Of a further seed only what tables and figures of several seeds need.
 KEPT_OF_A_SEED = ("config", "manifest", "metrics", "evaluation")

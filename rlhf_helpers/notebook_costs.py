@@ -13,7 +13,7 @@ from .notebook_watch import clock
 from .run_files import MissingRunFileError, atomic_write_text, read_json, reference_run_dir
 
 # The machine of each profile, as the header's columns name it.
-MACHINES = {"cpu": "cpu, 2 cores", "t4": "T4, 16 GB (Colab)", "seed": "A100, 40 GB (Colab)"}
+MACHINES = {"cpu": "2 CPU cores", "t4": "T4, 16 GB", "seed": "A100, 40 GB"}
 NOT_MEASURED = "not measured"
 BLOCK = re.compile(r"<!-- costs -->.*?<!-- /costs -->", re.DOTALL)
 
@@ -32,9 +32,9 @@ def cost_table(notebook: str) -> str:
     """Markdown: what `notebook` (its stem) takes on each machine, between two marks."""
     found = {profile: _cost(notebook, profile) for profile in MACHINES}
     lines = [
-        "| | " + " | ".join(f"{MACHINES[p]}, profile `{p}`" for p in MACHINES) + " |",
+        "| | " + " | ".join(f"`{p}`: {MACHINES[p]}" for p in MACHINES) + " |",
         "|---" * (len(MACHINES) + 1) + "|",
-        "| time (minutes:seconds) | " + " | ".join(cost[0] for cost in found.values()) + " |",
+        "| time, m:ss | " + " | ".join(cost[0] for cost in found.values()) + " |",
         "| peak memory | " + " | ".join(cost[1] for cost in found.values()) + " |",
     ]
     return "\n".join(["<!-- costs -->", *lines, "<!-- /costs -->"])

@@ -97,4 +97,7 @@ def _text(value: Any, spec: str) -> str:
         return "not measured"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return format(value, spec) if _is_number(value) else str(value)
+    if not _is_number(value):
+        return str(value)
+    text = format(value, spec)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("-")  # no -0.000
