@@ -173,6 +173,8 @@ def finished(tmp_path):
         {"name": "04_ppo_run", "seconds": 240, "peak_rss_bytes": 2.5e9, "status": "executed"},
     ]
     atomic_write_json(run.manifest, {"notebooks": rows})
+    atomic_write_json(run.setup, {})
+    write_jsonl(run.reward_check, [])
     return run
 
 
@@ -217,7 +219,8 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
     assert kept == tmp_path / "figures" / "reference_runs" / "smoke"
     assert sorted(path.name for path in kept.iterdir()) == [
         "after_samples.jsonl", "baseline_samples.jsonl", "config.yml", "evaluation.json",
-        "lora_report.json", "manifest.json", "metrics.jsonl", "policy",
+        "lora_report.json", "manifest.json", "metrics.jsonl", "policy", "reward_check.jsonl",
+        "setup.json",
     ]  # fmt: skip
     (kept / "stale").touch()
     keep_run(finished.path, figures=tmp_path / "figures")
