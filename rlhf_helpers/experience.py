@@ -71,9 +71,9 @@ class ScoreScaler:
     def __call__(self, scores: Scores) -> tuple[Scores, dict[str, float]]:
         """Scaled scores of one chunk, and the statistics of the raw ones."""
         sums = torch.tensor([_total(s) for s in scores])
-        if self.ref_mean is None:  # the first chunk ever is the reference
-            self.ref_mean, self.ref_std = sums.mean().item(), sums.std().item()
         mean, std = self.moments.update(sums)
+        if self.ref_mean is None:  # the first chunk ever is the reference
+            self.ref_mean, self.ref_std = mean, std
         stats = {
             "exp_scores/mean": mean,
             "exp_scores/std": std,

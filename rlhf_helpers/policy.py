@@ -37,6 +37,8 @@ from .lora import (
 from .lora_state import merged_state_dict
 from .ppo import logprobs_of_labels
 
+SLICE = 4  # sequences whose logits [SLICE, T, V] are held at once where there are no gradients
+
 
 class Scored(NamedTuple):
     """What one pass over whole sequences says about every column from `start` on."""
@@ -183,8 +185,12 @@ class Policy(nn.Module):
 
     def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Hidden states [B, T, h] and the tokens that follow them [B, T] -> nats [B, T]."""
-        logits = self.base.get_output_embeddings()(hidden)
-        return logprobs_of_labels(logits.float(), labels)
+        head = self.base.get_output_embeddings()
+        if torch.is_grad_enabled():
+            return logprobs_of_labels(head(hidden).float(), labels)
+        # A few sequences at a time: their logits stay in the processor's cache.
+        slices = zip(hidden.split(SLICE), labels.split(SLICE), strict=True)
+        return torch.cat([logprobs_of_labels(head(h).float(), ids) for h, ids in slices])
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""

@@ -22,6 +22,9 @@ from torch import Tensor
 
 def logprobs_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each label under its logits: [B, T, V], [B, T] -> [B, T], in nats."""
+    if not torch.is_grad_enabled():  # the same without writing V log-probabilities to keep one
+        chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        return chosen - logits.logsumexp(dim=-1)
     return F.log_softmax(logits, dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 

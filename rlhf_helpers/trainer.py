@@ -52,6 +52,7 @@ from .tracking import Trackers
 from .trlx_engine import train_with_trlx
 
 DEFAULT_CHECKPOINT_SECONDS = 60.0
+RESERVED = {"samples", "prompts", "outputs"}  # keywords of reward_fn
 LOGS = ("metrics.jsonl", "eval_samples.jsonl")
 # What may change between a run and its continuation.
 RESUMABLE = {"total_steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoint_dir",
@@ -125,6 +126,12 @@ def check_prompts(name: str, prompts: Sequence[str | dict] | None) -> list[str |
             raise ConfigError(
                 f"{name}[{index}] is {prompt!r}: give a text that is not empty, or a dict with "
                 'such a text under "prompt".'
+            )
+        taken = RESERVED & prompt.keys() if isinstance(prompt, dict) else set()
+        if taken:
+            raise ConfigError(
+                f"{name}[{index}] has the key {min(taken)!r}, by which reward_fn gets something "
+                "else: give that metadata another name."
             )
     return list(prompts)
 
