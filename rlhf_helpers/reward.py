@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from .assets import find_asset
 
@@ -91,23 +92,25 @@ def sentiment_pipeline(
     `name` is "sentiment-minilm", a directory that train-reward wrote, or any classifier with
     these labels, such as lvwerra/distilbert-imdb. `device` None takes the GPU if there is one.
     """
-    path = find_asset(name).path
-    if (path / "adapter_config.json").exists():
-        encoder = find_asset(ENCODER).path
-        model, tokenizer = load_classifier(encoder, path), AutoTokenizer.from_pretrained(encoder)
-    else:
-        model, tokenizer = str(path), str(path)
     if device is None:
         rank = int(os.environ.get("LOCAL_RANK", 0))
         device = rank if torch.cuda.is_available() else -1
     return pipeline(
-        "sentiment-analysis",
-        model=model,
-        tokenizer=tokenizer,
-        top_k=2,
-        truncation=True,
-        batch_size=batch_size,
-        device=device,
+        "sentiment-analysis", name, top_k=2, truncation=True, batch_size=batch_size, device=device
+    )
+
+
+def pipeline(task: str, model: str, **kwargs: Any) -> Any:
+    """`transformers.pipeline`, which finds this project's assets by their names as well."""
+    path = find_asset(model).path
+    if not (path / "adapter_config.json").exists():
+        return transformers.pipeline(task, model=str(path), tokenizer=str(path), **kwargs)
+    encoder = find_asset(ENCODER).path
+    return transformers.pipeline(
+        task,
+        model=load_classifier(encoder, path),
+        tokenizer=AutoTokenizer.from_pretrained(encoder),
+        **kwargs,
     )
 
 

@@ -81,7 +81,8 @@ def test_metrics_have_trlx_names_and_steps(finished):
         "update": [line["step"] for line in lines if "losses/total_loss" in line],
         "evaluation": [line["step"] for line in lines if "reward/mean" in line],
     }
-    # 8 rollouts in batches of 4, twice each: 4 steps an iteration. Evaluated every 4, and at the end.
+    # 8 rollouts in batches of 4, twice each: 4 steps an iteration, evaluated every 4 and at the
+    # end.
     assert kinds == {"rollout": [0, 4], "update": [1, 2, 3, 4, 5, 6], "evaluation": [0, 4, 6]}
     rollout = next(line for line in lines if "exp_scores/mean" in line)
     for name in ("kl_ctl_value", "policy/sqrt_kl", "objective/kl", "time/exp_generate"):
