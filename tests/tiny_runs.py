@@ -18,7 +18,7 @@ from rlhf_helpers.config import TRLConfig
 from rlhf_helpers.policy import Policy, load_policy
 
 TOKENIZERS = Path(__file__).parent / "golden"
-PROMPTS = ["policy data", "value batch", "the model", "feedback from", "a", "code", "human", "every"]
+PROMPTS = ["policy data", "value batch", "the model", "feedback", "a", "code", "human", "every"]
 
 _SHAPE = dict(vocab_size=384, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
               max_position_embeddings=64, bos_token_id=2, eos_token_id=2, pad_token_id=1,
