@@ -60,7 +60,10 @@ def samples_table_html(rows: Sequence[Mapping]) -> str:
     paired = any("after_output" in row for row in rows)
     titles = ["prompt", "output before", "reward", "output after", "reward"]
     titles = titles if paired else ["prompt", "output", "reward"]
-    head = "".join(f'<th style="{TOP_LEFT}">{title}</th>' for title in titles)
+    widths = {"prompt": ";width:20%", "reward": ";width:4em"}  # the rest is for the outputs
+    head = "".join(
+        f'<th style="{TOP_LEFT}{widths.get(title, "")}">{title}</th>' for title in titles
+    )
     body = "\n".join(f"<tr>{_cells(row, paired)}</tr>" for row in rows)
     # These class names keep MathJax, which notebooks load, away from the text.
     return (
