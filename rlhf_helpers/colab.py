@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+OWN_FRONT_END = ("jupyterlab",)  # would replace the server that Colab itself runs on
 KEPT = ("torch", "torchvision", "torchaudio", "numpy")
 TORCHAO_MINIMUM = (0, 16)  # peft refuses to work beside an older one, and Colab brings 0.10
 
@@ -42,6 +43,12 @@ def torchao_is_too_old(version: str | None) -> bool:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < TORCHAO_MINIMUM
 
 
+def requirements_for_colab(text: str) -> str:
+    """The lines of requirements.txt without what Colab has its own of."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(OWN_FRONT_END))
+
+
 def main() -> None:
     """Install the requirements around what the image has."""
     pip = [sys.executable, "-m", "pip"]
@@ -51,9 +58,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text(constraints_text({name: installed_version(name) for name in KEPT}))
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text(requirements_for_colab(requirements.read_text()))
         subprocess.run(
-            [*pip, "install", "--quiet", "-r", str(requirements), "-c", str(constraints)],
-            check=True,
+            [*pip, "install", "--quiet", "-r", str(wanted), "-c", str(constraints)], check=True
         )
 
 

@@ -134,6 +134,11 @@ def test_torch_and_numpy_stay_as_the_image_has_them():
     assert colab.constraints_text(versions) == "torch==2.11.0\nnumpy==2.1.3\n"
 
 
+def test_colab_keeps_its_own_front_end():
+    text = "torch>=2\njupyterlab>=4  # to read them in\nipykernel>=6\n"
+    assert colab.requirements_for_colab(text) == "torch>=2\nipykernel>=6\n"
+
+
 @pytest.mark.parametrize(
     "version, old", [(None, False), ("0.10.0", True), ("0.15.1+cu1", True), ("0.16.0", False)]
 )
