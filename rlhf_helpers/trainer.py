@@ -180,6 +180,7 @@ class PPOTrainer:
         self.best_reward = float("-inf")
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # statistics not yet on the host
         self._shown: dict[str, float] = {}  # beside the progress
+        self._was_last = False  # whether the step at which the checkpoint was taken ended the run
         # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
         self.policy.set_dropout(active=not self.corrected)
 
@@ -216,6 +217,8 @@ class PPOTrainer:
                 write_jsonl(self.directory / name, [])
             self._collect()
             self._log(self.step, self.evaluate())
+        elif self._was_last and self.step < self.total_steps:
+            self._prepare_next_step()  # a finished run that is made longer
         self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step)
         with _interrupts_noted() as interrupted:
             while self.step < self.total_steps:
@@ -245,12 +248,15 @@ class PPOTrainer:
         self._progress.update(**self._shown)
         if finished:
             return
+        self._prepare_next_step()
+        if self.step % train.checkpoint_interval == 0 or self._checkpoint_is_due():
+            self.save()
+
+    def _prepare_next_step(self) -> None:
         self._update_kl_coefficient()
         if self.position == len(self.plan):
             self._flush()
             self._collect()
-        if self.step % train.checkpoint_interval == 0 or self._checkpoint_is_due():
-            self.save()
 
     def _update_kl_coefficient(self) -> None:
         epochs_done = self.position % self.config.method.ppo_epochs == 0
@@ -419,6 +425,7 @@ class PPOTrainer:
                 "step": self.step, "iteration": self.iteration, "position": self.position,
                 "plan": self.plan, "mean_kl": self.mean_kl, "kl_coef": self.kl_ctl.value,
                 "best_reward": self.best_reward, "shown": self._shown,
+                "was_last": self.step >= self.total_steps,
                 "prompts": [self.experience.prompts.epoch, self.experience.prompts.position],
                 "scaler": self.experience.scaler.state_dict(),
             },
@@ -458,6 +465,7 @@ class PPOTrainer:
         self.step, self.iteration, self.position = loop["step"], loop["iteration"], loop["position"]
         self.plan, self.mean_kl, self.kl_ctl.value = loop["plan"], loop["mean_kl"], loop["kl_coef"]
         self.best_reward, self._shown = loop["best_reward"], loop["shown"]
+        self._was_last = loop["was_last"]
         self.experience.prompts.epoch, self.experience.prompts.position = loop["prompts"]
         self.experience.scaler.load_state_dict(loop["scaler"])
         self.generator.set_state(state["minibatch_order"])

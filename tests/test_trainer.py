@@ -209,9 +209,14 @@ def test_a_finished_run_is_not_run_again(tmp_path):
         assert torch.equal(parameter, first.trained[name])
 
 
-def test_a_finished_run_can_be_made_longer(tmp_path):
-    tiny_train(tmp_path, train__total_steps=4)
-    assert tiny_train(tmp_path, train__total_steps=6).step == 6
+@pytest.mark.parametrize("first", [2, 3, 4])
+def test_a_finished_run_can_be_made_longer(finished, tmp_path, first):
+    """It ends in the middle of an iteration or between two; the longer run has their rollouts."""
+    short = tiny_train(tmp_path, train__total_steps=first)
+    longer = tiny_train(tmp_path, train__total_steps=6)
+    assert longer.step == 6
+    # By trlX's rule the coefficient moves once a minibatch (2 steps), but not after the last.
+    assert longer.kl_ctl.value == finished[0].kl_ctl.value < short.config.method.init_kl_coef
 
 
 def test_another_configuration_is_refused(tmp_path):
