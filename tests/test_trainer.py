@@ -109,8 +109,8 @@ def test_only_lora_and_value_head_have_changed(finished):
     assert changed == {n if n.startswith("v_head") else f"base.{n}" for n in trainer.trained}
 
 
-def test_trainer_offers_what_people_used(finished):
-    trainer, _, _ = finished
+def test_trainer_offers_what_people_used(tmp_path):
+    trainer = tiny_train(tmp_path, train__total_steps=2)
     batch = trainer.tokenizer(["the model", "policy"], return_tensors="pt", padding=True)
     for generate in (trainer.generate, trainer.generate_eval, trainer.model.generate):
         rows = generate(batch["input_ids"], batch["attention_mask"], max_new_tokens=3)
