@@ -25,7 +25,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 GB = 1e9
 MEMORY_NEEDED = {"cpu": 4 * GB, "smoke": 3 * GB}  # bytes; other profiles need a GPU
 # Without these a run still works; the rest of requirements.txt must be there.
-NOT_FOR_A_RUN = {"notebook", "pytest", "nbval", "hypothesis", "ruff", "packaging", "pyppmd"}
+NOT_FOR_A_RUN = {"jupyterlab", "pytest", "nbval", "hypothesis", "ruff", "packaging", "pyppmd"}
 DISK_NEEDED = 1 * GB  # checkpoints, executed notebooks and figures of a run
 
 
