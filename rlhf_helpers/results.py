@@ -1,6 +1,6 @@
 """The README's results, written from the committed files of finished runs.
 
-    python -m rlhf_helpers results
+    python -m rlhf_helpers figures
 
 Nothing in these tables is typed by hand: a test compares them with the files.
 """

@@ -10,11 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from .checkpoint import load_newest, random_states, save_checkpoint, set_random_states
+from .checkpoint import (
+    check_same_config,
+    load_newest,
+    random_states,
+    save_checkpoint,
+    set_random_states,
+)
 from .config import (
     ConfigError,
     TRLConfig,
@@ -33,6 +36,7 @@ from .config import (
     validate_config,
 )
 from .experience import ExperienceMaker, RewardCaller, metadata_of
+from .interrupts import interrupts_noted
 from .policy import Policy, load_policy
 from .ppo import gae, kl_controller, ppo_loss, whiten
 from .progress import Progress
@@ -54,11 +58,6 @@ from .trlx_engine import train_with_trlx
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 RESERVED = {"samples", "prompts", "outputs"}  # keywords of reward_fn
 LOGS = ("metrics.jsonl", "eval_samples.jsonl")
-# What may change between a run and its continuation.
-RESUMABLE = {"total_steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoint_dir",
-             "checkpoint_seconds", "keep_checkpoints", "tracker", "logging_dir", "project_name",
-             "entity_name", "group_name", "tags", "save_best", "reward_timeout_seconds",
-             "reward_retries"}
 
 
 def train(
@@ -220,7 +219,7 @@ class PPOTrainer:
         elif self._was_last and self.step < self.total_steps:
             self._prepare_next_step()  # a finished run that is made longer
         self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step)
-        with _interrupts_noted() as interrupted:
+        with interrupts_noted() as interrupted:
             while self.step < self.total_steps:
                 self._one_step()
                 if interrupted:
@@ -411,8 +410,9 @@ class PPOTrainer:
             return directory
         directory = Path(directory or self.directory / "policy")
         self.policy.save(directory, self.config.model.model_path)
-        config = json.dumps(self.config.to_dict(), indent=2)
-        atomic_write_text(directory / "trl_config.json", config + "\n")
+        config = self.config.to_dict()
+        config["train"]["checkpoint_dir"] = "ckpts"  # a policy may travel, its directory's name not
+        atomic_write_text(directory / "trl_config.json", json.dumps(config, indent=2) + "\n")
         return directory
 
     def save(self, directory: str | Path | None = None) -> Path:
@@ -454,7 +454,7 @@ class PPOTrainer:
         state = load_newest(root / "checkpoints" if (root / "checkpoints").is_dir() else root)
         if state is None:
             return False
-        _check_same_config(state["config"], self.config.to_dict(), root)
+        check_same_config(state["config"], self.config.to_dict(), root)
         loop = state["loop"]
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -465,7 +465,7 @@ class PPOTrainer:
         self.step, self.iteration, self.position = loop["step"], loop["iteration"], loop["position"]
         self.plan, self.mean_kl, self.kl_ctl.value = loop["plan"], loop["mean_kl"], loop["kl_coef"]
         self.best_reward, self._shown = loop["best_reward"], loop["shown"]
-        self._was_last = loop["was_last"]
+        self._was_last = loop.get("was_last", False)
         self.experience.prompts.epoch, self.experience.prompts.position = loop["prompts"]
         self.experience.scaler.load_state_dict(loop["scaler"])
         self.generator.set_state(state["minibatch_order"])
@@ -511,40 +511,3 @@ def _build(class_path: Callable[[str], str], section, first_argument):
     module, _, name = class_path(section.name).rpartition(".")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in section.kwargs.items()}
     return getattr(importlib.import_module(module), name)(first_argument, **kwargs)
-
-
-def _check_same_config(saved: dict, current: dict, directory: Path) -> None:
-    for section, fields in current.items():
-        for name, value in fields.items():
-            if section == "train" and name in RESUMABLE:
-                continue
-            old = saved.get(section, {}).get(name)
-            if json.dumps(old, default=list) != json.dumps(value, default=list):
-                raise ConfigError(
-                    f"{directory} holds a run with {section}.{name} = {old!r}, not {value!r}: "
-                    "choose another directory, or delete that one."
-                )
-
-
-@contextmanager
-def _interrupts_noted() -> Iterator[list[int]]:
-    """A list that fills when the user interrupts, so that a step is never left half done.
-
-    A second interrupt acts at once.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def note(number, frame):
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
