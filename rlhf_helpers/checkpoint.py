@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from .config import ConfigError
+
 HASHES = "SHA256SUMS.json"
+# What may change between a run and its continuation.
+RESUMABLE = {"total_steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoint_dir",
+             "checkpoint_seconds", "keep_checkpoints", "tracker", "logging_dir", "project_name",
+             "entity_name", "group_name", "tags", "save_best", "reward_timeout_seconds",
+             "reward_retries"}
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -81,6 +88,20 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_same_config(saved: dict, current: dict, directory: Path) -> None:
+    """ConfigError naming the first setting in which a checkpoint's run differs from this one."""
+    for section, fields in current.items():
+        for name, value in fields.items():
+            if section == "train" and name in RESUMABLE:
+                continue
+            old = saved.get(section, {}).get(name)
+            if json.dumps(old, default=list) != json.dumps(value, default=list):
+                raise ConfigError(
+                    f"{directory} holds a run with {section}.{name} = {old!r}, not {value!r}: "
+                    "choose another directory, or delete that one."
+                )
 
 
 def random_states() -> dict[str, Any]:
