@@ -381,7 +381,7 @@ none.
 ## How it was made
 `python -m rlhf_helpers train-reward --out DIR`: {config[steps]} steps of AdamW, each on
 {config[snippet_rows]} snippets of {config[snippet_words][0]}-{config[snippet_words][1]} words and
-{config[long_rows]} stretches of about {config[long_tokens]} tokens: {seen} pieces of reviews in all,
+{config[long_rows]} stretches of about {config[long_tokens]} tokens: {seen} pieces of reviews,
 learning rate {config[learning_rate]}, seed {config[seed]}, {minutes:.0f} minutes on one thread of a
 busy CPU. All numbers are in `metrics.json`.
 
