@@ -5,14 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    OPTConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_helpers.config import TRLConfig
 from rlhf_helpers.policy import Policy, load_policy
@@ -23,12 +16,12 @@ PROMPTS = ["policy data", "value batch", "the model", "feedback", "a", "code", "
 _SHAPE = dict(vocab_size=384, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
               max_position_embeddings=64, bos_token_id=2, eos_token_id=2, pad_token_id=1,
               initializer_range=0.3)  # fmt: skip
-_FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
-    "opt": (OPTConfig, dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.3)),
-    "gpt2": (GPT2Config, {}),
-    "gpt_neox": (GPTNeoXConfig, dict(intermediate_size=48)),
-    "llama": (LlamaConfig, dict(intermediate_size=48, num_key_value_heads=2)),
-    "bloom": (BloomConfig, {}),
+_FAMILIES: dict[str, dict[str, Any]] = {  # by transformers' names
+    "opt": dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.3),
+    "gpt2": {},
+    "gpt_neox": dict(intermediate_size=48),
+    "llama": dict(intermediate_size=48, num_key_value_heads=2),
+    "bloom": {},
 }
 
 
@@ -37,9 +30,9 @@ def model_dir(root: Path, family: str = "opt", tokenizer: str = "bos") -> Path:
     path = Path(root) / f"{family}_{tokenizer}"
     if not path.exists():
         shutil.copytree(TOKENIZERS / f"tokenizer_{tokenizer}", path)
-        config_class, extra = _FAMILIES[family]
+        config = AutoConfig.for_model(family, **_SHAPE, **_FAMILIES[family])
         torch.manual_seed(3)
-        AutoModelForCausalLM.from_config(config_class(**_SHAPE, **extra)).save_pretrained(path)
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
 
 
