@@ -16,7 +16,7 @@ _PUBLIC = {
         "TRLConfig", "TokenizerConfig", "TrainConfig", "default_ppo_config", "load_profile",
     ),
     "policy": ("load_policy", "load_trained_policy"),
-    "reward": ("RewardError", "pipeline", "sentiment_reward"),
+    "reward": ("RewardError", "sentiment_reward"),
     "trainer": ("train",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -250,3 +250,15 @@ def test_a_run_that_is_unfinished_failed_or_too_large_is_not_kept(finished, tmp_
     with pytest.raises(ConfigError, match="05_x did not end"):
         keep_run(finished.path, figures=figures)
     assert not (figures / "reference_runs" / "smoke").exists()
+
+
+# --- public names ---------------------------------------------------------------------------------
+
+
+def test_no_public_name_hides_a_module():
+    import rlhf_helpers
+
+    modules = {path.stem for path in Path(rlhf_helpers.__file__).parent.glob("*.py")}
+    assert not modules & set(rlhf_helpers.__all__)
+    for name in rlhf_helpers.__all__:
+        assert callable(getattr(rlhf_helpers, name))
