@@ -52,10 +52,12 @@ def golden(request, tmp_path_factory):
 def close(ours, recorded, tolerance, what=""):
     """Fail unless both have one shape and differ by no more than the tolerance."""
     ours = torch.as_tensor(ours).detach().double()
+    recorded = float(recorded) if isinstance(recorded, str) else recorded  # "nan", "inf"
     recorded = torch.as_tensor(recorded).double()
     torch.testing.assert_close(
-        ours, recorded, atol=tolerance, rtol=tolerance, msg=lambda text: f"{what}: {text}"
-    )
+        ours, recorded, atol=tolerance, rtol=tolerance, equal_nan=True,
+        msg=lambda text: f"{what}: {text}",
+    )  # fmt: skip
 
 
 def tensors(case, *names):
