@@ -14,18 +14,9 @@ from torch import Tensor
 from .config import PPOConfig
 from .policy import Policy
 from .ppo import RunningMoments
+from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from .reward import call_reward_fn, check_rewards
-from .rollout import (
-    Decoded,
-    Prompt,
-    PromptStream,
-    Rollout,
-    build_rollouts,
-    decode,
-    keep_sampled_ids,
-    pad_prompts,
-    retokenise,
-)
+from .rollout import Decoded, Rollout, build_rollouts, decode, keep_sampled_ids, retokenise
 
 Scores = list[float] | list[list[float]]
 
@@ -51,12 +42,6 @@ class RewardCaller:
         )
         values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)
-
-
-def metadata_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """What the prompts carry beside their text: a list for each name, None where one lacks it."""
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.metadata)
-    return {name: [prompt.metadata.get(name) for prompt in prompts] for name in names}
 
 
 class ScoreScaler:

@@ -30,7 +30,8 @@ from .config import Profile
 from .policy import Policy
 from .ppo import kl_k1, kl_k3
 from .progress import Progress
-from .rollout import keep_sampled_ids, pad_prompts, to_text, tokenize_prompts
+from .prompts import pad_prompts, tokenize_prompts
+from .rollout import keep_sampled_ids, to_text
 
 
 @dataclass(frozen=True)

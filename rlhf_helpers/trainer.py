@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,13 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from .checkpoint import (
-    check_same_config,
-    load_newest,
-    random_states,
-    save_checkpoint,
-    set_random_states,
-)
+from .checkpoint import check_same_config, load_newest, save_checkpoint
 from .config import (
     ConfigError,
     TRLConfig,
@@ -35,29 +28,20 @@ from .config import (
     scheduler_class_path,
     validate_config,
 )
-from .experience import ExperienceMaker, RewardCaller, metadata_of
+from .experience import ExperienceMaker, RewardCaller
 from .interrupts import interrupts_noted
+from .interval_evaluation import metric_means, sample_and_score
 from .policy import Policy, load_policy
 from .ppo import gae, kl_controller, ppo_loss, whiten
 from .progress import Progress
-from .rollout import (
-    Minibatch,
-    Prompt,
-    PromptStream,
-    Rollout,
-    collate,
-    decode,
-    pad_prompts,
-    shuffled_minibatches,
-    tokenize_prompts,
-)
-from .run_files import append_jsonl, atomic_write_text, read_jsonl, write_jsonl
-from .tracking import Trackers
+from .prompts import PromptStream, check_prompts, tokenize_prompts
+from .rollout import Minibatch, Rollout, collate, shuffled_minibatches
+from .run_files import atomic_write_text
+from .training_log import TrainingLog
+from .training_state import restore, state_of
 from .trlx_engine import train_with_trlx
 
 DEFAULT_CHECKPOINT_SECONDS = 60.0
-RESERVED = {"samples", "prompts", "outputs"}  # keywords of reward_fn
-LOGS = ("metrics.jsonl", "eval_samples.jsonl")
 
 
 def train(
@@ -115,26 +99,6 @@ def train(
     return trainer
 
 
-def check_prompts(name: str, prompts: Sequence[str | dict] | None) -> list[str | dict]:
-    """The prompts as a list; ConfigError where there is none or one is no text."""
-    if prompts is None or isinstance(prompts, (str, dict)) or len(prompts) == 0:
-        raise ConfigError(f"{name} is {prompts!r}: give a list with at least one prompt.")
-    for index, prompt in enumerate(prompts):
-        text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(
-                f"{name}[{index}] is {prompt!r}: give a text that is not empty, or a dict with "
-                'such a text under "prompt".'
-            )
-        taken = RESERVED & prompt.keys() if isinstance(prompt, dict) else set()
-        if taken:
-            raise ConfigError(
-                f"{name}[{index}] has the key {min(taken)!r}, by which reward_fn gets something "
-                "else: give that metadata another name."
-            )
-    return list(prompts)
-
-
 class PPOTrainer:
     """The policy, its optimizer and the state of the loop. Made by `train`."""
 
@@ -150,8 +114,8 @@ class PPOTrainer:
         self.config = config
         self.metric_fn = metric_fn
         self.stop_sequences = list(stop_sequences)
-        self.callback = callback
         self.directory = Path(config.train.checkpoint_dir)
+        self.log = TrainingLog(config, self.directory, callback)
         self.corrected = config.method.semantics == "corrected"
         device = "cuda" if torch.cuda.is_available() else "cpu"
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
@@ -177,9 +141,8 @@ class PPOTrainer:
         self.iteration = 0
         self.mean_kl = 0.0
         self.best_reward = float("-inf")
-        self._pending: list[tuple[int, dict[str, Tensor]]] = []  # statistics not yet on the host
-        self._shown: dict[str, float] = {}  # beside the progress
-        self._was_last = False  # whether the step at which the checkpoint was taken ended the run
+        self.shown: dict[str, float] = {}  # beside the progress
+        self.was_last = False  # whether the step at which the checkpoint was taken ended the run
         # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
         self.policy.set_dropout(active=not self.corrected)
 
@@ -208,15 +171,13 @@ class PPOTrainer:
     def learn(self) -> None:
         """Train to the end, from the beginning or from the newest checkpoint."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._pending.clear()
-        self._trackers = Trackers(self.config)
+        self.log.start_trackers()
         self._last_save = time.monotonic()
         if not self._resume():
-            for name in LOGS:
-                write_jsonl(self.directory / name, [])
+            self.log.start_over()
             self._collect()
-            self._log(self.step, self.evaluate())
-        elif self._was_last and self.step < self.total_steps:
+            self.log.write(self.step, self.evaluate())
+        elif self.was_last and self.step < self.total_steps:
             self._prepare_next_step()  # a finished run that is made longer
         self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step)
         with interrupts_noted() as interrupted:
@@ -239,12 +200,12 @@ class PPOTrainer:
         stats = self.optimizer_step(self.plan[self.position])
         self.position += 1
         self.step += 1
-        self._pending.append((self.step, stats))
+        self.log.later(self.step, stats)
         finished = self.step >= self.total_steps
         if self.step % train.eval_interval == 0 or finished:
-            self._flush()
-            self._log(self.step, self.evaluate(keep_best=train.save_best))
-        self._progress.update(**self._shown)
+            self.log.flush()
+            self.log.write(self.step, self.evaluate(keep_best=train.save_best))
+        self._progress.update(**self.shown)
         if finished:
             return
         self._prepare_next_step()
@@ -254,7 +215,7 @@ class PPOTrainer:
     def _prepare_next_step(self) -> None:
         self._update_kl_coefficient()
         if self.position == len(self.plan):
-            self._flush()
+            self.log.flush()
             self._collect()
 
     def _update_kl_coefficient(self) -> None:
@@ -270,8 +231,8 @@ class PPOTrainer:
         self.mean_kl = stats.pop("mean_kl")
         self.iteration += 1
         self.plan, self.position = self._plan(), 0
-        self._shown = {"reward": stats["exp_scores/mean"], "KL": stats["objective/kl"]}
-        self._log(self.step, stats)
+        self.shown = {"reward": stats["exp_scores/mean"], "KL": stats["objective/kl"]}
+        self.log.write(self.step, stats)
 
     def _plan(self) -> list[list[int]]:
         """Which rollouts enter each optimizer step of this iteration.
@@ -338,63 +299,24 @@ class PPOTrainer:
         settings = {**self.config.method.gen_kwargs, **kwargs}
         return self.policy.generate(input_ids, attention_mask, **settings)
 
-    @torch.no_grad()
     def evaluate(self, keep_best: bool = False) -> dict[str, float]:
         """Sample on the evaluation prompts, score the samples, write them to eval_samples.jsonl."""
         started = time.perf_counter()
-        records, size = [], self.config.train.batch_size
-        for first in range(0, len(self.eval_prompts), size):
-            records += self._evaluate_batch(self.eval_prompts[first : first + size])
+        records = sample_and_score(
+            self.policy, self.generate_eval, self.eval_prompts, self.reward, self.stop_sequences,
+            self.config.train.batch_size,
+        )  # fmt: skip
         generated = time.perf_counter()
         rewards = [r["reward"] for r in records]
         stats = {"reward/mean": sum(rewards) / len(rewards), "time/generate": generated - started}
         if self.metric_fn is not None:
-            stats.update(self._metrics(records, metadata_of(self.eval_prompts)))
+            stats.update(metric_means(self.metric_fn, records, self.eval_prompts))
             stats["time/metric"] = time.perf_counter() - generated
         if keep_best and self.step > 0 and stats["reward/mean"] > self.best_reward:
             self.best_reward = stats["reward/mean"]
             self.save_pretrained(self.directory / "best_checkpoint")
-        with open(self.directory / "eval_samples.jsonl", "a", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps({"step": self.step, **record}, ensure_ascii=False) + "\n")
+        self.log.samples(self.step, records)
         return stats
-
-    def _evaluate_batch(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
-        ids, mask = pad_prompts(prompts, self.tokenizer.pad_token_id)
-        with self.policy.merged_for_sampling():
-            samples = self.generate_eval(ids, mask)
-        texts = decode(self.tokenizer, ids, samples, self.stop_sequences)
-        scores = self.reward(texts, prompts)
-        return [
-            {"prompt": p, "output": o, "reward": sum(s) if isinstance(s, list) else s}
-            for p, o, s in zip(texts.prompts, texts.outputs, scores, strict=True)
-        ]
-
-    def _metrics(
-        self, records: list[dict[str, Any]], metadata: dict[str, list[Any]]
-    ) -> dict[str, float]:
-        prompts, outputs = ([r[k] for r in records] for k in ("prompt", "output"))
-        samples = [p + o for p, o in zip(prompts, outputs, strict=True)]
-        metrics = self.metric_fn(samples=samples, prompts=prompts, outputs=outputs, **metadata)
-        means = {name: torch.as_tensor(v).float().mean().item() for name, v in metrics.items()}
-        return {f"metrics/{name}": mean for name, mean in means.items()}
-
-    # --- metrics -----------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        """Bring the statistics of the optimizer steps to the host, all at once, and log them."""
-        for step, stats in self._pending:
-            self._log(step, {name: value.item() for name, value in stats.items()})
-        self._pending.clear()
-
-    def _log(self, step: int, stats: dict[str, float]) -> None:
-        numbers = {name: float(value) for name, value in stats.items()}
-        # JSON has no NaN; the standard deviation of a single score is one.
-        record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
-        append_jsonl(self.directory / "metrics.jsonl", record)
-        self._trackers.log(stats, step)
-        if self.callback is not None:
-            self.callback(record)
 
     # --- files -------------------------------------------------------------------------------
 
@@ -418,26 +340,9 @@ class PPOTrainer:
     def save(self, directory: str | Path | None = None) -> Path:
         """Write a checkpoint from which the run can go on exactly, by default among its own."""
         root = Path(directory or self.directory / "checkpoints")
-        self._flush()
-        state = {
-            "config": self.config.to_dict(),
-            "loop": {
-                "step": self.step, "iteration": self.iteration, "position": self.position,
-                "plan": self.plan, "mean_kl": self.mean_kl, "kl_coef": self.kl_ctl.value,
-                "best_reward": self.best_reward, "shown": self._shown,
-                "was_last": self.step >= self.total_steps,
-                "prompts": [self.experience.prompts.epoch, self.experience.prompts.position],
-                "scaler": self.experience.scaler.state_dict(),
-            },
-            "trained": {name: p.detach() for name, p in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "store": [vars(rollout) for rollout in self.store],
-            "random": random_states(),
-            "minibatch_order": self.generator.get_state(),
-        }  # fmt: skip
+        self.log.flush()
         keep = self.config.train.keep_checkpoints
-        path = save_checkpoint(root, self.step, state, keep)
+        path = save_checkpoint(root, self.step, state_of(self), keep)
         self._last_save = time.monotonic()
         return path
 
@@ -455,30 +360,13 @@ class PPOTrainer:
         if state is None:
             return False
         check_same_config(state["config"], self.config.to_dict(), root)
-        loop = state["loop"]
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state["trained"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.store = [Rollout(**fields) for fields in state["store"]]
-        self.step, self.iteration, self.position = loop["step"], loop["iteration"], loop["position"]
-        self.plan, self.mean_kl, self.kl_ctl.value = loop["plan"], loop["mean_kl"], loop["kl_coef"]
-        self.best_reward, self._shown = loop["best_reward"], loop["shown"]
-        self._was_last = loop.get("was_last", False)
-        self.experience.prompts.epoch, self.experience.prompts.position = loop["prompts"]
-        self.experience.scaler.load_state_dict(loop["scaler"])
-        self.generator.set_state(state["minibatch_order"])
-        set_random_states(state["random"])
+        restore(self, state)
         return True
 
     def _resume(self) -> bool:
         if not self.load():
             return False
-        for name in LOGS:
-            path = self.directory / name
-            kept = [r for r in read_jsonl(path) if r["step"] <= self.step] if path.exists() else []
-            write_jsonl(path, kept)
+        self.log.cut_back(self.step)
         done = self.step >= self.total_steps
         place = f"{self.directory} holds a run at step {self.step} of {self.total_steps}"
         print(f"{place}, which is finished." if done else f"{place}: going on from there.")
@@ -499,11 +387,11 @@ class PPOTrainer:
         )
 
     def _finish(self) -> None:
-        self._flush()
+        self.log.flush()
         self._progress.close()
         self.save()
         self.save_pretrained()
-        self._trackers.close()
+        self.log.trackers.close()
 
 
 def _build(class_path: Callable[[str], str], section, first_argument):

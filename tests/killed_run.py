@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tiny_runs import PROMPTS, letter_reward, model_dir, run_config
 
-from rlhf_helpers import checkpoint, trainer
+from rlhf_helpers import checkpoint, trainer, training_log
 
 
 def noisy_reward(samples, **kwargs):
@@ -62,7 +62,7 @@ def forked(root: Path, directory: Path, moment=None) -> int:
         if moment == "writing":
             kill_on_call(checkpoint, "_fsync", 5)  # in the second checkpoint
         elif moment == "logging":
-            kill_on_call(trainer, "append_jsonl", 9)
+            kill_on_call(training_log, "append_jsonl", 9)
         run(root, directory)
     except BaseException as error:
         print(repr(error), file=sys.stderr)

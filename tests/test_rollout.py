@@ -10,20 +10,17 @@ from tiny_runs import PROMPTS, policy_with_lora
 from transformers import LogitsProcessorList
 
 from rlhf_helpers.ppo import gae, ppo_loss, whiten
+from rlhf_helpers.prompts import Prompt, PromptStream, pad_prompts, tokenize_prompts
 from rlhf_helpers.rollout import (
-    Prompt,
-    PromptStream,
     Rollout,
     build_rollouts,
     collate,
     cut_at_stop,
     decode,
     keep_sampled_ids,
-    pad_prompts,
     retokenise,
     shuffled_minibatches,
     to_text,
-    tokenize_prompts,
 )
 from rlhf_helpers.sampling import EvalPrompt, RowNoise, _without_sampling, divergence, sample
 

@@ -27,7 +27,8 @@ from rlhf_helpers.ppo import (
     ppo_loss,
     whiten,
 )
-from rlhf_helpers.rollout import Prompt, decode, pad_prompts, retokenise, tokenize_prompts
+from rlhf_helpers.prompts import Prompt, pad_prompts, tokenize_prompts
+from rlhf_helpers.rollout import decode, retokenise
 from rlhf_helpers.trainer import train
 
 PURE = 1e-5  # pure functions

@@ -1,0 +1,75 @@
+"""What a run writes while it learns: metrics.jsonl, eval_samples.jsonl, trackers, a callback."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .config import TRLConfig
+from .run_files import append_jsonl, read_jsonl, write_jsonl
+from .tracking import Trackers
+
+
+class TrainingLog:
+    """The log files of one run directory; the optimizer steps' statistics wait on the device."""
+
+    def __init__(
+        self,
+        config: TRLConfig,
+        directory: Path,
+        callback: Callable[[dict[str, float]], None] | None = None,
+    ):
+        """No file is touched and no tracker started yet."""
+        self.config = config
+        self.metrics = directory / "metrics.jsonl"
+        self.eval_samples = directory / "eval_samples.jsonl"
+        self.callback = callback
+        self.trackers: Trackers | None = None
+        self._waiting: list[tuple[int, dict[str, Tensor]]] = []
+
+    def start_trackers(self) -> None:
+        """Start the tracker that the configuration names, if any."""
+        self.trackers = Trackers(self.config)
+
+    def start_over(self) -> None:
+        """Empty log files, for a run that begins."""
+        for path in (self.metrics, self.eval_samples):
+            write_jsonl(path, [])
+
+    def cut_back(self, step: int) -> None:
+        """Drop the lines after `step`, for a run that goes on from there."""
+        for path in (self.metrics, self.eval_samples):
+            kept = [r for r in read_jsonl(path) if r["step"] <= step] if path.exists() else []
+            write_jsonl(path, kept)
+
+    def write(self, step: int, stats: dict[str, float]) -> None:
+        """One line of metrics."""
+        numbers = {name: float(value) for name, value in stats.items()}
+        # JSON has no NaN; the standard deviation of a single score is one.
+        record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
+        append_jsonl(self.metrics, record)
+        if self.trackers is not None:
+            self.trackers.log(stats, step)
+        if self.callback is not None:
+            self.callback(record)
+
+    def later(self, step: int, stats: dict[str, Tensor]) -> None:
+        """Keep an optimizer step's statistics where they are until `flush`."""
+        self._waiting.append((step, stats))
+
+    def flush(self) -> None:
+        """Bring the waiting statistics to the host, all at once, and write them."""
+        waiting, self._waiting = self._waiting, []
+        for step, stats in waiting:
+            self.write(step, {name: value.item() for name, value in stats.items()})
+
+    def samples(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Samples of an evaluation, a line each."""
+        with open(self.eval_samples, "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
