@@ -22,10 +22,24 @@ from .config import ConfigError
 
 HASHES = "SHA256SUMS.json"
 # What may change between a run and its continuation.
-RESUMABLE = {"total_steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoint_dir",
-             "checkpoint_seconds", "keep_checkpoints", "tracker", "logging_dir", "project_name",
-             "entity_name", "group_name", "tags", "save_best", "reward_timeout_seconds",
-             "reward_retries"}
+RESUMABLE = {
+    "total_steps",
+    "epochs",
+    "eval_interval",
+    "checkpoint_interval",
+    "checkpoint_dir",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "tracker",
+    "logging_dir",
+    "project_name",
+    "entity_name",
+    "group_name",
+    "tags",
+    "save_best",
+    "reward_timeout_seconds",
+    "reward_retries",
+}
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -34,7 +48,7 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], keep: int) -> 
     The last `keep` checkpoints stay. OSError (disk full, not writable) leaves the older ones.
     """
     root.mkdir(parents=True, exist_ok=True)
-    final = root / f"step_{step:08d}"
+    final = root / checkpoint_name(step)
     temporary = root / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -56,6 +70,11 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], keep: int) -> 
     return final
 
 
+def checkpoint_name(step: int) -> str:
+    """A name whose alphabetical order is that of the steps."""
+    return f"step_{step:08d}"
+
+
 def load_newest(root: Path) -> dict[str, Any] | None:
     """The state of the newest intact checkpoint, or None; damaged ones are named and skipped.
 
@@ -69,8 +88,7 @@ def load_newest(root: Path) -> dict[str, Any] | None:
             damaged = [str(error)]
         if not damaged:
             return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        warnings.warn(f"checkpoint {path} is damaged ({damaged[0]}) and not used.",
-                      stacklevel=2)
+        warnings.warn(f"checkpoint {path} is damaged ({damaged[0]}) and not used.", stacklevel=2)
     return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import PPOConfig
 from .policy import Policy
 from .ppo import RunningMoments
+from .processes import Processes
 from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from .reward import call_reward_fn, check_rewards
 from .rollout import Decoded, Rollout, build_rollouts, decode, keep_sampled_ids, retokenise
@@ -47,7 +48,8 @@ class RewardCaller:
 class ScoreScaler:
     """Divides and clips scores as `scale_reward` and `cliprange_reward` say (no mean shift)."""
 
-    def __init__(self, method: PPOConfig):
+    def __init__(self, method: PPOConfig, processes: Processes | None = None):
+        self.processes = processes  # several ones share their moments
         self.scale_reward = method.scale_reward
         self.cliprange = method.cliprange_reward
         self.ref_mean, self.ref_std = method.ref_mean, method.ref_std
@@ -55,7 +57,10 @@ class ScoreScaler:
 
     def __call__(self, scores: Scores) -> tuple[Scores, dict[str, float]]:
         """Scaled scores of one chunk, and the statistics of the raw ones."""
-        sums = torch.tensor([_total(s) for s in scores])
+        totals = [_total(s) for s in scores]
+        if self.processes is not None:
+            totals = self.processes.together(totals)
+        sums = torch.tensor(totals)
         mean, std = self.moments.update(sums)
         if self.ref_mean is None:  # the first chunk ever is the reference
             self.ref_mean, self.ref_std = mean, std
@@ -107,13 +112,15 @@ class ExperienceMaker:
         prompts: PromptStream,
         reward: RewardCaller,
         stop_sequences: Sequence[str] = (),
+        processes: Processes | None = None,
     ):
         self.policy = policy
         self.method = method
         self.prompts = prompts
         self.reward = reward
         self.stop_sequences = stop_sequences
-        self.scaler = ScoreScaler(method)
+        self.scaler = ScoreScaler(method, processes)
+        self.processes = processes
         self.corrected = method.semantics == "corrected"
 
     def make(self, num_rollouts: int, kl_coef: float) -> tuple[list[Rollout], dict[str, float]]:
@@ -133,7 +140,10 @@ class ExperienceMaker:
             kls.append(kl.mean_kl)
             sequence_kls.append(kl.kl_per_sequence)
             all_scores.extend(r.score for r in chunk)
-        stats["mean_kl"] = sum(kls) / len(kls) if self.corrected else kls[-1]
+        mean_kl = sum(kls) / len(kls) if self.corrected else kls[-1]
+        if self.processes is not None:
+            mean_kl = self.processes.mean({"mean_kl": mean_kl})["mean_kl"]
+        stats["mean_kl"] = mean_kl
         stats["kl_ctl_value"] = kl_coef
         stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
         stats["objective/kl"] = sum(sequence_kls) / len(sequence_kls)

@@ -10,6 +10,7 @@ the vocabulary. A column is one decision: the hidden state before a token and th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,19 +140,25 @@ def gae(values: Tensor, rewards: Tensor, gamma: float, lam: float) -> tuple[Tens
     return advantages, advantages + values
 
 
-def whiten(xs: Tensor, mask: Tensor | None = None, shift_mean: bool = True) -> Tensor:
+def whiten(
+    xs: Tensor,
+    mask: Tensor | None = None,
+    shift_mean: bool = True,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
     """Scale to variance 1 and, with `shift_mean`, to mean 0. [B, T] -> [B, T]
 
     Without a mask every entry counts, padding included, as in trlX. With one, only the entries
-    where it is 1 enter the moments, and the others come out as 0.
+    where it is 1 enter the moments, and the others come out as 0; `total` adds a number up over
+    the processes of one run, so that they share their moments.
     """
     if mask is None:
         var, mean = torch.var_mean(xs, correction=min(1, xs.numel() - 1))  # one entry: 0, no NaN
         whitened = (xs - mean) * torch.rsqrt(var + 1e-8)
         return whitened if shift_mean else whitened + mean
-    mean = masked_mean(xs, mask)
-    n = mask.sum()
-    var = ((xs - mean) ** 2 * mask).sum() / (n - 1).clamp(min=1)
+    n = total(mask.sum())
+    mean = total((xs * mask).sum()) / n
+    var = total(((xs - mean) ** 2 * mask).sum()) / (n - 1).clamp(min=1)
     whitened = (xs - mean) * torch.rsqrt(var + 1e-8)
     return (whitened if shift_mean else whitened + mean) * mask
 

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from .checkpoint import check_same_config, load_newest, save_checkpoint
+from .checkpoint import (
+    check_same_config,
+    checkpoint_name,
+    load_newest,
+    save_checkpoint,
+)
 from .config import (
     ConfigError,
     TRLConfig,
@@ -33,6 +37,7 @@ from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .policy import Policy, load_policy
 from .ppo import gae, kl_controller, ppo_loss, whiten
+from .processes import Processes, local_device
 from .progress import Progress
 from .prompts import PromptStream, check_prompts, tokenize_prompts
 from .rollout import Minibatch, Rollout, collate, shuffled_minibatches
@@ -117,13 +122,12 @@ class PPOTrainer:
         self.directory = Path(config.train.checkpoint_dir)
         self.log = TrainingLog(config, self.directory, callback)
         self.corrected = config.method.semantics == "corrected"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
-        self.policy: Policy = load_policy(config, device)
-        half = self.policy.base.dtype == torch.float16 and device == "cuda"
-        self.accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="fp16" if half else "no"
-        )
+        self.policy: Policy = load_policy(config, local_device())
+        half = self.policy.base.dtype == torch.float16 and self.policy.device.type == "cuda"
+        self.processes = Processes(mixed_precision="fp16" if half else "no")
+        self.accelerator = self.processes.accelerator
+        self.log.processes = self.processes
         self.trained = self.policy.trainable_parameters()
         optimizer = _build(optimizer_class_path, config.optimizer, list(self.trained.values()))
         scheduler = _build(scheduler_class_path, config.scheduler, optimizer)
@@ -131,6 +135,9 @@ class PPOTrainer:
             self.policy, optimizer, scheduler
         )
         method, train = config.method, config.train
+        # Of each process; the configured ones are of all processes together.
+        self.batch_size = self.processes.share(train.batch_size, "train.batch_size")
+        self.num_rollouts = self.processes.share(method.num_rollouts, "method.num_rollouts")
         self.kl_ctl = kl_controller(method.init_kl_coef, method.target, method.horizon)
         self.reward = RewardCaller(reward_fn, train.reward_timeout_seconds, train.reward_retries)
         self.generator = torch.Generator().manual_seed(train.seed)  # order of the minibatches
@@ -145,6 +152,7 @@ class PPOTrainer:
         self.was_last = False  # whether the step at which the checkpoint was taken ended the run
         # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
         self.policy.set_dropout(active=not self.corrected)
+        self.processes.seed(train.seed)
 
     @property
     def tokenizer(self):
@@ -157,13 +165,15 @@ class PPOTrainer:
         """Tokenise the prompts to sample from and those to evaluate on."""
         method, train = self.config.method, self.config.train
         room = train.seq_length - method.gen_kwargs["max_new_tokens"]
-        tokenised, self.eval_prompts = (
+        tokenised, all_eval_prompts = (
             tokenize_prompts(texts, self.tokenizer, room, add_special_tokens=self.corrected)
             for texts in (prompts, eval_prompts)
         )
-        stream = PromptStream(tokenised, method.chunk_size, train.seed)
+        self.eval_prompts = self.processes.own(all_eval_prompts)
+        chunk_size = self.processes.share(method.chunk_size, "method.chunk_size")
+        stream = PromptStream(self.processes.own(tokenised), chunk_size, train.seed)
         self.experience = ExperienceMaker(
-            self.policy, method, stream, self.reward, self.stop_sequences
+            self.policy, method, stream, self.reward, self.stop_sequences, self.processes
         )
 
     # --- the loop ------------------------------------------------------------------------------
@@ -179,11 +189,12 @@ class PPOTrainer:
             self.log.write(self.step, self.evaluate())
         elif self.was_last and self.step < self.total_steps:
             self._prepare_next_step()  # a finished run that is made longer
-        self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step)
+        quiet = None if self.processes.is_main else True
+        self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step, quiet=quiet)
         with interrupts_noted() as interrupted:
             while self.step < self.total_steps:
                 self._one_step()
-                if interrupted:
+                if self._all_agree(bool(interrupted)):
                     self._stop_interrupted()
         self._finish()
 
@@ -191,7 +202,7 @@ class PPOTrainer:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run: the configured ones, or all that `epochs` allows."""
         train, method = self.config.train, self.config.method
-        batches = -(-max(len(self.store), 1) // train.batch_size)
+        batches = -(-max(len(self.store), 1) // self.batch_size)
         return min(train.epochs * method.ppo_epochs * batches, train.total_steps)
 
     def _one_step(self) -> None:
@@ -209,8 +220,15 @@ class PPOTrainer:
         if finished:
             return
         self._prepare_next_step()
-        if self.step % train.checkpoint_interval == 0 or self._checkpoint_is_due():
+        on_schedule = self.step % train.checkpoint_interval == 0
+        if on_schedule or self._all_agree(self._checkpoint_is_due()):
             self.save()
+
+    def _all_agree(self, flag: bool) -> bool:
+        """Whether any process says so. Several processes ask each other once an iteration only."""
+        if self.processes.number == 1:
+            return flag
+        return self.position == 0 and self.processes.any(flag)
 
     def _prepare_next_step(self) -> None:
         self._update_kl_coefficient()
@@ -221,13 +239,16 @@ class PPOTrainer:
     def _update_kl_coefficient(self) -> None:
         epochs_done = self.position % self.config.method.ppo_epochs == 0
         if self.corrected and self.position == len(self.plan):
-            self.kl_ctl.update(self.mean_kl, n_steps=len(self.store))
+            rollouts = len(self.store) * self.processes.number
+            self.kl_ctl.update(self.mean_kl, n_steps=rollouts)
         elif not self.corrected and epochs_done:
             self.kl_ctl.update(self.mean_kl, n_steps=self.config.train.batch_size)
 
     def _collect(self) -> None:
         """Make new rollouts and plan the optimizer steps on them."""
-        self.store, stats = self.experience.make(self.config.method.num_rollouts, self.kl_ctl.value)
+        store, stats = self.experience.make(self.num_rollouts, self.kl_ctl.value)
+        # Short chunks may leave one process with more rollouts; all take equally many steps.
+        self.store = store[: self.processes.smallest(len(store))]
         self.mean_kl = stats.pop("mean_kl")
         self.iteration += 1
         self.plan, self.position = self._plan(), 0
@@ -239,7 +260,7 @@ class PPOTrainer:
 
         trlX uses each minibatch ppo_epochs times in a row; `corrected` reshuffles every epoch.
         """
-        n, size = len(self.store), self.config.train.batch_size
+        n, size = len(self.store), self.batch_size
         epochs = self.config.method.ppo_epochs
         if self.corrected:
             return [b for _ in range(epochs) for b in shuffled_minibatches(n, size, self.generator)]
@@ -273,16 +294,22 @@ class PPOTrainer:
         method = self.config.method
         mask = batch.loss_mask if self.corrected else None
         advantages, returns = gae(batch.values, batch.rewards, method.gamma, method.lam)
-        advantages = whiten(advantages, mask).detach()
+        advantages = whiten(advantages, mask, total=self.processes.sum).detach()
         width = batch.rewards.shape[1]
         logprobs, values = self.model(
             batch.tokens, batch.attention_mask, batch.start, width, batch.trunk
         )
-        return ppo_loss(
+        loss, stats = ppo_loss(
             logprobs, values, batch.logprobs, batch.values, advantages, returns, batch.loss_mask,
             cliprange=method.cliprange, cliprange_value=method.cliprange_value,
             vf_coef=method.vf_coef, masked_kl=self.corrected,
         )  # fmt: skip
+        if self.corrected and self.processes.number > 1:
+            # Gradients are averaged over processes: weigh each by its share of the response
+            # tokens, so that every token counts the same wherever it was sampled.
+            tokens = batch.loss_mask.sum()
+            loss = loss * (self.processes.number * tokens / self.processes.sum(tokens))
+        return loss, stats
 
     # --- sampling and evaluation -----------------------------------------------------------------
 
@@ -304,13 +331,15 @@ class PPOTrainer:
         started = time.perf_counter()
         records = sample_and_score(
             self.policy, self.generate_eval, self.eval_prompts, self.reward, self.stop_sequences,
-            self.config.train.batch_size,
+            self.batch_size,
         )  # fmt: skip
+        records = self.processes.together(records)
         generated = time.perf_counter()
         rewards = [r["reward"] for r in records]
         stats = {"reward/mean": sum(rewards) / len(rewards), "time/generate": generated - started}
         if self.metric_fn is not None:
-            stats.update(metric_means(self.metric_fn, records, self.eval_prompts))
+            prompts = self.processes.together(self.eval_prompts)
+            stats.update(metric_means(self.metric_fn, records, prompts))
             stats["time/metric"] = time.perf_counter() - generated
         if keep_best and self.step > 0 and stats["reward/mean"] > self.best_reward:
             self.best_reward = stats["reward/mean"]
@@ -326,25 +355,31 @@ class PPOTrainer:
         An adapter that peft loads, value head, tokenizer and configuration, for
         `load_trained_policy`; with `merge` a plain transformers model without LoRA instead.
         """
+        directory = Path(directory or self.directory / ("merged_policy" if merge else "policy"))
+        if self.processes.is_main:
+            self._write_policy(directory, merge)
+        self.processes.wait()
+        return directory
+
+    def _write_policy(self, directory: Path, merge: bool) -> None:
         if merge:
-            directory = Path(directory or self.directory / "merged_policy")
             self.policy.save_merged(directory)
-            return directory
-        directory = Path(directory or self.directory / "policy")
+            return
         self.policy.save(directory, self.config.model.model_path)
         config = self.config.to_dict()
         config["train"]["checkpoint_dir"] = "ckpts"  # a policy may travel, its directory's name not
         atomic_write_text(directory / "trl_config.json", json.dumps(config, indent=2) + "\n")
-        return directory
 
     def save(self, directory: str | Path | None = None) -> Path:
         """Write a checkpoint from which the run can go on exactly, by default among its own."""
         root = Path(directory or self.directory / "checkpoints")
         self.log.flush()
-        keep = self.config.train.keep_checkpoints
-        path = save_checkpoint(root, self.step, state_of(self), keep)
+        state = state_of(self)
+        if self.processes.is_main:
+            save_checkpoint(root, self.step, state, self.config.train.keep_checkpoints)
+        self.processes.wait()
         self._last_save = time.monotonic()
-        return path
+        return root / checkpoint_name(self.step)
 
     def load(self, directory: str | Path | None = None) -> bool:
         """Take up the newest intact checkpoint; False where there is none.
@@ -369,7 +404,8 @@ class PPOTrainer:
         self.log.cut_back(self.step)
         done = self.step >= self.total_steps
         place = f"{self.directory} holds a run at step {self.step} of {self.total_steps}"
-        print(f"{place}, which is finished." if done else f"{place}: going on from there.")
+        if self.processes.is_main:
+            print(f"{place}, which is finished." if done else f"{place}: going on from there.")
         return True
 
     def _checkpoint_is_due(self) -> bool:
@@ -391,7 +427,7 @@ class PPOTrainer:
         self._progress.close()
         self.save()
         self.save_pretrained()
-        self.log.trackers.close()
+        self.log.close()
 
 
 def _build(class_path: Callable[[str], str], section, first_argument):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .config import TRLConfig
+from .processes import Processes
 from .run_files import append_jsonl, read_jsonl, write_jsonl
 from .tracking import Trackers
 
@@ -30,25 +31,42 @@ class TrainingLog:
         self.eval_samples = directory / "eval_samples.jsonl"
         self.callback = callback
         self.trackers: Trackers | None = None
+        self.processes: Processes | None = None  # None: this process alone
         self._waiting: list[tuple[int, dict[str, Tensor]]] = []
 
     def start_trackers(self) -> None:
         """Start the tracker that the configuration names, if any."""
-        self.trackers = Trackers(self.config)
+        if self._writes:
+            self.trackers = Trackers(self.config)
+
+    @property
+    def _writes(self) -> bool:
+        return self.processes is None or self.processes.is_main
+
+    def close(self) -> None:
+        """End the tracker."""
+        if self.trackers is not None:
+            self.trackers.close()
 
     def start_over(self) -> None:
         """Empty log files, for a run that begins."""
         for path in (self.metrics, self.eval_samples):
-            write_jsonl(path, [])
+            if self._writes:
+                write_jsonl(path, [])
 
     def cut_back(self, step: int) -> None:
         """Drop the lines after `step`, for a run that goes on from there."""
         for path in (self.metrics, self.eval_samples):
-            kept = [r for r in read_jsonl(path) if r["step"] <= step] if path.exists() else []
-            write_jsonl(path, kept)
+            if self._writes:
+                kept = [r for r in read_jsonl(path) if r["step"] <= step] if path.exists() else []
+                write_jsonl(path, kept)
 
     def write(self, step: int, stats: dict[str, float]) -> None:
-        """One line of metrics."""
+        """One line of metrics; of several processes the means, written by the first."""
+        if self.processes is not None:
+            stats = self.processes.mean(stats)
+        if not self._writes:
+            return
         numbers = {name: float(value) for name, value in stats.items()}
         # JSON has no NaN; the standard deviation of a single score is one.
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
@@ -70,6 +88,8 @@ class TrainingLog:
 
     def samples(self, step: int, records: list[dict[str, Any]]) -> None:
         """Samples of an evaluation, a line each."""
+        if not self._writes:
+            return
         with open(self.eval_samples, "a", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
