@@ -200,11 +200,12 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
 def _figures(arguments: argparse.Namespace) -> int:
     from .committed_runs import draw_readme_figures
     from .config import repo_root
-    from .results import rewrite_readme
+    from .results import rewrite_tables
 
     for path in draw_readme_figures():
         print(path.relative_to(repo_root()))
-    rewrite_readme(repo_root() / "README.md")
+    for page in ("README.md", "docs/coming_from_trlx.md"):
+        rewrite_tables(repo_root() / page)
     return 0
 
 

@@ -25,6 +25,7 @@ KEPT_OF_A_SEED = ("config", "manifest", "metrics", "evaluation")
 def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = None) -> Path:
     """Copy a finished run to figures/reference_runs/<profile> or figures/seeds/<profile>-<seed>.
 
+    A further seed of a run under `corrected` semantics goes to figures/corrected/ instead.
     What was kept there before is replaced as a whole. Raises MissingRunFileError when the run is
     not finished, ConfigError when a notebook of it failed or the files are too large to commit.
     """
@@ -36,7 +37,8 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
         raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
     profile = load_profile(run.path)
     figures = figures or repo_root() / "figures"
-    place = f"seeds/{profile.name}-{profile.config.train.seed}"
+    kind = "corrected" if profile.config.method.semantics == "corrected" else "seeds"
+    place = f"{kind}/{profile.name}-{profile.config.train.seed}"
     target = figures / (place if as_seed else f"reference_runs/{profile.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -58,10 +60,10 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
 
 
 def draw_readme_figures(profile: str = "cpu") -> list[Path]:
-    """Draw figures/headline.png from the reference run and figures/seeds.png from all seeds."""
+    """Draw headline.png from the reference run, seeds.png and semantics.png from all seeds."""
     from .plot_style import save_figure
-    from .results import finished_runs
-    from .run_figures import headline_figure, seeds_figure
+    from .results import corrected_runs, finished_runs
+    from .run_figures import headline_figure, seeds_figure, semantics_figure
     from .run_files import reference_run_dir
 
     folder = repo_root() / "figures"
@@ -69,4 +71,7 @@ def draw_readme_figures(profile: str = "cpu") -> list[Path]:
     runs = finished_runs(profile)
     if len(runs) > 1:
         drawn.append(save_figure(seeds_figure(runs), folder / "seeds.png"))
+    if corrected_runs(profile):
+        figure = semantics_figure(runs, corrected_runs(profile))
+        drawn.append(save_figure(figure, folder / "semantics.png"))
     return drawn

@@ -16,13 +16,22 @@ from .notebook_watch import clock
 from .run_files import atomic_write_text, read_json
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
+SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
 COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
 
 
 def finished_runs(profile: str = "cpu") -> list[Path]:
     """The committed runs of a profile: the reference run, then figures/seeds/<profile>-<seed>."""
     figures = repo_root() / "figures"
-    runs = [figures / "reference_runs" / profile, *figures.glob(f"seeds/{profile}-*")]
+    return _by_seed([figures / "reference_runs" / profile, *figures.glob(f"seeds/{profile}-*")])
+
+
+def corrected_runs(profile: str = "cpu") -> list[Path]:
+    """The committed runs of a profile under `method.semantics: corrected`, in order of seeds."""
+    return _by_seed([*(repo_root() / "figures").glob(f"corrected/{profile}-*")])
+
+
+def _by_seed(runs: list[Path]) -> list[Path]:
     found = [path for path in runs if (path / "evaluation.json").exists()]
     return sorted(found, key=lambda path: read_json(path / "evaluation.json")["seed"])
 
@@ -46,6 +55,40 @@ def results_table(profile: str = "cpu") -> str:
         "`evaluation.json` in `figures/reference_runs/cpu/` and `figures/seeds/`."
     )
     return "\n".join([*lines, "<!-- /results -->"])
+
+
+# What the comparison of the two semantics shows of each run's evaluation.json.
+COMPARED = ("reward_after", "judge_after", "kl_per_sequence", "distinct_2_after")
+
+
+def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
+    """Both semantics, a row a seed and a row of means: fields of COMPARED by name."""
+    rows = []
+    for semantics, runs in (
+        ("trlx", finished_runs(profile)),
+        ("corrected", corrected_runs(profile)),
+    ):
+        evaluations = [read_json(path / "evaluation.json") for path in runs]
+        own = [
+            {"semantics": semantics, "seed": e["seed"], **{k: e[k] for k in COMPARED}}
+            for e in evaluations
+        ]
+        means = {k: sum(row[k] for row in own) / len(own) for k in COMPARED} if own else {}
+        rows += [*own, {"semantics": semantics, "seed": "mean", **means}]
+    return rows
+
+
+def semantics_table(profile: str = "cpu") -> str:
+    """Markdown of `semantics_rows`."""
+    lines = [
+        "<!-- semantics -->",
+        "| semantics | seed | reward after | judge after | KL, nats a sample | distinct-2 after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in semantics_rows(profile):
+        numbers = " | ".join(f"{row[k]:.{1 if k == 'kl_per_sequence' else 3}f}" for k in COMPARED)
+        lines.append(f"| {row['semantics']} | {row['seed']} | {numbers} |")
+    return "\n".join([*lines, "<!-- /semantics -->"])
 
 
 def _row(name: str, e: dict[str, Any]) -> str:
@@ -78,11 +121,12 @@ def costs_table(profile: str = "cpu") -> str:
     return "\n".join([*lines, "<!-- /run costs -->"])
 
 
-def rewrite_readme(path: Path) -> bool:
-    """Bring both tables of the README up to date; whether anything changed."""
+def rewrite_tables(path: Path) -> bool:
+    """Bring the tables of README or a page of docs/ up to date; whether anything changed."""
     before = path.read_text(encoding="utf-8")
     after = BLOCK.sub(lambda _: results_table(), before)
     after = COSTS.sub(lambda _: costs_table(), after)
+    after = SEMANTICS.sub(lambda _: semantics_table(), after)
     if after != before:
         atomic_write_text(path, after)
     return after != before

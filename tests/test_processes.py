@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import PROMPTS, letter_reward, run_config
+from tiny_runs import PROMPTS, letter_reward, model_dir, run_config
 
 from rlhf_helpers.config import ConfigError
 from rlhf_helpers.run_files import read_jsonl
@@ -128,6 +128,7 @@ def test_a_run_goes_on_with_as_many_processes_only(two):
 @pytest.mark.parametrize("how, shown", [("raises", "the reward model is on strike"),
                                         ("killed", "SIGKILL")])  # fmt: skip
 def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, how, shown):
+    model_dir(tmp_path)  # both processes read it
     finished = launch(tmp_path, how)
     seconds = time.time() - (tmp_path / "died").stat().st_mtime
     print(f"the other process and the launcher ended {seconds:.0f} s after the death")

@@ -47,3 +47,43 @@ def test_tuning_claims_hold_in_the_file_they_name():
     assert min(lengths) < 0.4 * lengths[0]
     last = max((r for r in constant if r["reward_mean_128_heldout"]), key=lambda r: int(r["step"]))
     assert float(last["objective_kl"]) < 2 and float(last["reward_mean_128_heldout"]) > 0.9
+
+
+def test_the_comparison_of_semantics_is_that_of_the_committed_runs():
+    page = (repo_root() / "docs" / "coming_from_trlx.md").read_text(encoding="utf-8")
+    assert results.semantics_table() in page
+
+
+def evaluations(paths):
+    return {e["seed"]: e for e in (json.loads((p / "evaluation.json").read_text()) for p in paths)}
+
+
+def test_what_notebook_04_says_of_the_two_semantics_holds():
+    trlx = evaluations(results.finished_runs("cpu"))
+    corrected = evaluations(results.corrected_runs("cpu"))
+    assert trlx.keys() == corrected.keys() and len(trlx) >= 3
+
+    def mean(runs, name):
+        return sum(run[name] for run in runs.values()) / len(runs)
+
+    rewards = [run["reward_after"] for run in trlx.values()]
+    gap = mean(corrected, "reward_after") - mean(trlx, "reward_after")
+    assert abs(gap) < max(rewards) - min(rewards)
+    for seed, run in corrected.items():
+        assert run["distinct_2_after"] > trlx[seed]["distinct_2_after"]
+        assert run["n_prompts"] == trlx[seed]["n_prompts"]
+    assert mean(corrected, "kl_per_sequence") <= mean(trlx, "kl_per_sequence")
+
+
+def test_runs_compared_differ_in_semantics_alone():
+    from rlhf_helpers.config import load_profile
+
+    for path in results.corrected_runs("cpu"):
+        profile = load_profile(path)
+        own = profile.config.to_dict()
+        assert own["method"].pop("semantics") == "corrected"
+        other = load_profile("cpu", seed=own["train"]["seed"]).config.to_dict()
+        other["method"].pop("semantics")
+        for run in (own, other):
+            run["train"].pop("checkpoint_dir")
+        assert own == other
