@@ -17,7 +17,7 @@ tutorial: $(STAMP)
 	$(PY) -m rlhf_helpers run --profile $(PROFILE) --run-dir $(RUN_DIR)
 
 test: lint
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow || test $$? -eq 5 # 5: no test is marked slow

@@ -1,6 +1,12 @@
-"""Options of the test suite."""
+"""Options of the test suite, and one thread for each of its processes."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported: several test files run side by side, and threads that wait for a core
+# that another process has would slow all of them down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser):
