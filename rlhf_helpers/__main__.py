@@ -67,6 +67,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         ("train-reward", "train_reward", "train the sentiment reward model again"),
         ("bench", "bench", "measure one PPO iteration"),
         ("study", "study", "run a plan of configurations and seeds"),
+        ("sweep", "sweep", "search over configuration fields with Ray Tune"),
     ):
         if _offers_a_command(module):
             _add_module(commands, name, module, text, with_options=name == chosen)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .config import TRLConfig
 from .processes import Processes
 from .run_files import append_jsonl, read_jsonl, write_jsonl
+from .sweep import report
 from .tracking import Trackers
 
 
@@ -73,6 +74,7 @@ class TrainingLog:
         append_jsonl(self.metrics, record)
         if self.trackers is not None:
             self.trackers.log(stats, step)
+        report(record)
         if self.callback is not None:
             self.callback(record)
 
