@@ -30,7 +30,16 @@ class Processes:
     """The processes of one run. `number` of them; this is the one with `index`."""
 
     def __init__(self, mixed_precision: str = "no"):
-        """Join the processes that `accelerate launch` started, or be the only one."""
+        """Join the processes that `accelerate launch` started, or be the only one.
+
+        Raises ConfigError where the launcher asks for FSDP.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise ConfigError(
+                "FSDP is not supported: the policy is sampled, scored and merged outside a forward "
+                "pass. Launch with --multi_gpu instead; a model too large for one GPU fits with "
+                "a 4-bit base (profile alpaca-7b)."
+            )
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=mixed_precision,

@@ -11,6 +11,7 @@ import torch
 from tiny_runs import PROMPTS, letter_reward, model_dir, run_config
 
 from rlhf_helpers.config import ConfigError
+from rlhf_helpers.processes import Processes
 from rlhf_helpers.run_files import read_jsonl
 from rlhf_helpers.trainer import PPOTrainer, train
 
@@ -122,6 +123,19 @@ def test_a_run_goes_on_with_as_many_processes_only(two):
     config = run_config(root, train__total_steps=12, train__checkpoint_dir=str(root / "run"))
     with pytest.raises(ConfigError, match="2 processes, not 1"):
         train(reward_fn=letter_reward, prompts=PROMPTS, config=config)
+
+
+def test_fsdp_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="FSDP is not supported"):
+        PPOTrainer(run_config(tmp_path), letter_reward)
+
+
+def test_what_cannot_be_shared_evenly_names_the_setting():
+    processes = Processes()
+    processes.number = 3
+    with pytest.raises(ConfigError, match="train.batch_size is 32.*multiple of 3"):
+        processes.share(32, "train.batch_size")
 
 
 @pytest.mark.slow
