@@ -32,14 +32,16 @@ def main(argv: list[str] | None = None) -> int:
 def _exit_code(error: Exception) -> int | None:
     """Exit code of an error that explains itself; None for one that needs its traceback."""
     from .config import ConfigError
-    from .run_files import MissingRunFileError
+    from .run_files import CannotWriteError, MissingRunFileError
 
     # Looked up, not imported: these classes exist only if their module was needed by the command.
     def is_a(module: str, name: str) -> bool:
         loaded = sys.modules.get(f"rlhf_helpers.{module}")
         return loaded is not None and isinstance(error, getattr(loaded, name))
 
-    if is_a("pipeline", "PipelineError"):
+    if isinstance(error, CannotWriteError) or is_a("pipeline", "PipelineError"):
+        return 1
+    if is_a("watchdog", "WatchdogError"):
         return 1
     if isinstance(error, ConfigError | MissingRunFileError):
         return 2

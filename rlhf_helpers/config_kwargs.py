@@ -322,3 +322,30 @@ def peft_config(path: str, value: Any) -> dict[str, Any]:
     sets = (set, frozenset)
     given = {k: sorted(v) if isinstance(v, sets) else v for k, v in given.items() if v is not None}
     return entries(path, given, PEFT_CHECKS)
+
+
+# --- the watchdog -----------------------------------------------------------------------------
+
+_WATCHDOG_ACTION = one_of("stop", "skip", "off")
+
+WATCHDOG_CHECKS: dict[str, Check] = {
+    # YAML 1.1 reads a bare `off` as false.
+    "action": lambda path, value: _WATCHDOG_ACTION(path, "off" if value is False else value),
+    "max_kl": number(above=0.0, high=1e9),
+    "max_gradient_growth": number(above=1.0, high=1e9),
+    "min_entropy_share": number(0.0, below=1.0),
+}
+# Far beyond what healthy runs reach: a default must never stop one.
+WATCHDOG_DEFAULTS: dict[str, Any] = {
+    "action": "stop",  # or skip: undo the iteration's update and go on
+    "max_kl": 200.0,  # nats per response, policy to reference, mean over an iteration's rollouts
+    "max_gradient_growth": 1000.0,  # a gradient's norm over the median of the last 64
+    "min_entropy_share": 0.01,  # entropy per token, as a share of the first iteration's
+}
+
+
+def watchdog(path: str, value: Any) -> dict[str, Any]:
+    """Check train.watchdog: a mapping, of which WATCHDOG_DEFAULTS fills the rest, or an action."""
+    if isinstance(value, str) or value is False:
+        value = {"action": value}
+    return WATCHDOG_DEFAULTS | entries(path, value, WATCHDOG_CHECKS)

@@ -181,10 +181,13 @@ class TrainConfig(Section):
     tags: list[str] | None = setting(optional(text_list), factory=list)
     seed: int = setting(integer(0, 2**32 - 1), 1000)
     # Not in trlX:
-    checkpoint_seconds: float | None = setting(optional(number(0.0, 1e9)), None)  # None: 60 s
+    # None: 60 s, or more where writing one takes over a second, so that it costs under 2 %.
+    checkpoint_seconds: float | None = setting(optional(number(0.0, 1e9)), None)
     keep_checkpoints: int = setting(integer(1, 1000), 2)
     reward_timeout_seconds: float | None = setting(optional(number(above=0.0, high=1e9)), None)
     reward_retries: int = setting(integer(0, 100), 0)
+    # What to do when numbers go wrong, and from where on they are wrong: see WATCHDOG_DEFAULTS.
+    watchdog: dict[str, Any] = setting(config_kwargs.watchdog, factory=dict)
 
 
 @section

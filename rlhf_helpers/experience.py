@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .policy import Policy
 from .ppo import RunningMoments
 from .processes import Processes
 from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
+from .random_states import undone_on_failure
 from .reward import call_reward_fn, check_rewards
 from .rollout import Decoded, Rollout, build_rollouts, decode, keep_sampled_ids, retokenise
 
@@ -102,6 +104,19 @@ def _divisor(std: float) -> float:
     return std if std > 1e-12 else 1.0
 
 
+@dataclass
+class Collection:
+    """The rollouts of one iteration while they are being made, chunk by chunk."""
+
+    kl_coef: float
+    rollouts: list[Rollout] = field(default_factory=list)
+    kls: list[float] = field(default_factory=list)  # of each chunk, for the KL controller
+    sequence_kls: list[float] = field(default_factory=list)  # of each chunk, nats per sequence
+    stats: dict[str, float] = field(
+        default_factory=lambda: {"time/exp_generate": 0.0, "time/exp_score": 0.0}
+    )
+
+
 class ExperienceMaker:
     """Draws prompts, samples outputs, has them scored, and turns them into rollouts."""
 
@@ -122,34 +137,39 @@ class ExperienceMaker:
         self.scaler = ScoreScaler(method, processes)
         self.processes = processes
         self.corrected = method.semantics == "corrected"
+        # Chunks that were scored before something failed or the run was interrupted.
+        self.collection: Collection | None = None
+        self.after_chunk: Callable[[], None] = lambda: None
 
     def make(self, num_rollouts: int, kl_coef: float) -> tuple[list[Rollout], dict[str, float]]:
         """At least `num_rollouts` rollouts (the last chunk may overshoot) and what to log of them.
 
         `mean_kl` among the statistics is what the KL controller gets: in `trlx` the last
-        chunk's, in `corrected` the mean over chunks.
+        chunk's, in `corrected` the mean over chunks. Where a chunk fails, those before it are
+        kept in `collection`, and the next call goes on with the chunk that failed.
         """
         started = time.perf_counter()
-        rollouts: list[Rollout] = []
-        kls, sequence_kls, all_scores = [], [], []
-        stats: dict[str, float] = {"time/exp_generate": 0.0, "time/exp_score": 0.0}
-        while len(rollouts) < num_rollouts:
-            chunk, chunk_stats, kl = self._chunk(next(self.prompts), kl_coef, stats)
-            rollouts.extend(chunk)
-            stats.update(chunk_stats)
-            kls.append(kl.mean_kl)
-            sequence_kls.append(kl.kl_per_sequence)
-            all_scores.extend(r.score for r in chunk)
-        mean_kl = sum(kls) / len(kls) if self.corrected else kls[-1]
+        made = self.collection = self.collection or Collection(kl_coef)
+        while len(made.rollouts) < num_rollouts:
+            with undone_on_failure(self.prompts):
+                chunk, chunk_stats, kl = self._chunk(next(self.prompts), made.kl_coef, made.stats)
+            made.rollouts.extend(chunk)
+            made.stats.update(chunk_stats)
+            made.kls.append(kl.mean_kl)
+            made.sequence_kls.append(kl.kl_per_sequence)
+            self.after_chunk()
+        self.collection = None
+        stats = made.stats
+        mean_kl = sum(made.kls) / len(made.kls) if self.corrected else made.kls[-1]
         if self.processes is not None:
             mean_kl = self.processes.mean({"mean_kl": mean_kl})["mean_kl"]
         stats["mean_kl"] = mean_kl
-        stats["kl_ctl_value"] = kl_coef
+        stats["kl_ctl_value"] = made.kl_coef
         stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
-        stats["objective/kl"] = sum(sequence_kls) / len(sequence_kls)
-        stats["rollout/length"] = sum(r.loss_mask.sum().item() for r in rollouts) / len(rollouts)
+        stats["objective/kl"] = sum(made.sequence_kls) / len(made.sequence_kls)
+        stats.update(variety(made.rollouts))
         stats["time/exp"] = time.perf_counter() - started
-        return rollouts, stats
+        return made.rollouts, stats
 
     def _chunk(self, prompts: list[Prompt], kl_coef: float, times: dict[str, float]):
         tokenizer, policy = self.policy.tokenizer, self.policy
@@ -178,3 +198,20 @@ class ExperienceMaker:
         kwargs = self.method.gen_experience_kwargs or self.method.gen_kwargs
         with self.policy.merged_for_sampling():
             return self.policy.generate(ids, mask, **kwargs)
+
+
+def variety(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How long and how varied the responses are.
+
+    policy/entropy: sampled estimate of the policy's entropy, -mean log p(token), nats a token.
+    rollout/distinct: how many different responses there are.
+    """
+    tokens = sum(r.loss_mask.sum().item() for r in rollouts)
+    nats = -sum((r.logprobs * r.loss_mask).sum().item() for r in rollouts)
+    responses = {tuple(r.response[r.attention_mask[len(r.query) :] == 1].tolist())
+                 for r in rollouts}  # fmt: skip
+    return {
+        "rollout/length": tokens / len(rollouts),
+        "rollout/distinct": len(responses),
+        "policy/entropy": nats / max(tokens, 1),
+    }

@@ -93,6 +93,12 @@ class Processes:
         """Whether it is so in any process; all have to ask."""
         return flag if self.number == 1 else any(part[0] for part in self.gather([bool(flag)]))
 
+    def first(self, text: str | None) -> str | None:
+        """What the first process that has something says, in every process; all have to ask."""
+        if self.number == 1:
+            return text
+        return next((said for [said] in self.gather([text]) if said), None)
+
     def smallest(self, number: int) -> int:
         """The smallest over the processes."""
         return min(part[0] for part in self.gather([number]))

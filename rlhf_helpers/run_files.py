@@ -6,16 +6,76 @@ everything is written under a temporary name and renamed. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 class MissingRunFileError(FileNotFoundError):
     """A file of the run directory that an earlier notebook writes is not there."""
+
+
+class CannotWriteError(OSError):
+    """The disk is full, a quota reached or a directory closed; the message says what to do."""
+
+
+# What a full or closed place for files answers, and how to say it.
+_CANNOT_WRITE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the limit on the size of files is reached",
+    errno.EACCES: "there is no permission to write",
+    errno.EPERM: "there is no permission to write",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EEXIST: "a file of this name is in the way",
+}
+
+
+@contextlib.contextmanager
+def writing_to(directory: str | Path, afterwards: str = "start it again") -> Iterator[None]:
+    """Errors of a full or closed disk as one sentence; all others as they are.
+
+    Raises CannotWriteError, with `afterwards` as what to do once there is room.
+    """
+    try:
+        yield
+    except CannotWriteError:
+        raise
+    except Exception as error:
+        number = _error_number(error)
+        if number not in _CANNOT_WRITE:
+            raise
+        raise CannotWriteError(
+            f"{directory} cannot be written ({_CANNOT_WRITE[number]}): make room there or choose "
+            f"another directory, then {afterwards}."
+        ) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors and tokenizers, written in Rust, put it into the text.
+    found = re.search(r"\(os error (\d+)\)|code: (\d+), kind", str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or a directory's list of files, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no directories
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -33,6 +93,31 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    fsync(path.parent)
+
+
+@contextlib.contextmanager
+def written_together(directory: str | Path) -> Iterator[Path]:
+    """An empty directory to write files to, which then replace those of `directory` by name.
+
+    They are moved when all of them are on the disk; where writing fails, none is.
+    """
+    directory = Path(directory)
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        for path in files:
+            fsync(path)
+        for path in files:
+            final = directory / path.relative_to(temporary)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync(directory)
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:

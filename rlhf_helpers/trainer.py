@@ -8,9 +8,10 @@ run that was interrupted goes on as if it had not been.
 from __future__ import annotations
 
 import importlib
-import json
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,6 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from .checkpoint import (
-    check_same_config,
-    checkpoint_name,
-    load_newest,
-    save_checkpoint,
-)
 from .config import (
     ConfigError,
     TRLConfig,
@@ -40,13 +35,16 @@ from .ppo import gae, kl_controller, ppo_loss, whiten
 from .processes import Processes, local_device
 from .progress import Progress
 from .prompts import PromptStream, check_prompts, tokenize_prompts
+from .random_states import undone_on_failure
+from .reward import RewardError
 from .rollout import Minibatch, Rollout, collate, shuffled_minibatches
-from .run_files import atomic_write_text
+from .run_files import writing_to
+from .run_lock import only_run_in
+from .saving import Saving
 from .training_log import TrainingLog
-from .training_state import restore, state_of
+from .training_state import kept_weights
 from .trlx_engine import train_with_trlx
-
-DEFAULT_CHECKPOINT_SECONDS = 60.0
+from .watchdog import Watchdog, gradient_norm, no_numbers_said, undo_update
 
 
 def train(
@@ -71,7 +69,9 @@ def train(
     numbers, one a token). Prompts are texts, or dicts with a "prompt" and metadata. Everything is
     written under `config.train.checkpoint_dir`; a run that was interrupted goes on from there.
 
-    Raises ConfigError on a bad configuration, RewardError on a bad reward.
+    Raises ConfigError on a bad configuration or where another run has the directory, RewardError
+    on a bad reward, WatchdogError when the numbers of a run go wrong (train.watchdog) and
+    CannotWriteError when the disk is full. What was reached until then is kept in each case.
     """
     if engine is not None:
         if engine != "trlx" or callback is not None:
@@ -124,6 +124,7 @@ class PPOTrainer:
         self.corrected = config.method.semantics == "corrected"
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         self.policy: Policy = load_policy(config, local_device())
+        random.seed(config.train.seed)  # libraries draw from it while they are first imported
         half = self.policy.base.dtype == torch.float16 and self.policy.device.type == "cuda"
         self.processes = Processes(mixed_precision="fp16" if half else "no")
         self.accelerator = self.processes.accelerator
@@ -148,8 +149,13 @@ class PPOTrainer:
         self.iteration = 0
         self.mean_kl = 0.0
         self.best_reward = float("-inf")
+        self.todo = ["collect", "evaluate"]  # before the next optimizer step
         self.shown: dict[str, float] = {}  # beside the progress
         self.was_last = False  # whether the step at which the checkpoint was taken ended the run
+        self.watchdog = Watchdog(config)
+        self.good_weights: dict[str, Any] | None = None  # of the start of this iteration
+        self.saving = Saving(self)
+        self._interrupts: list[int] = []
         # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
         self.policy.set_dropout(active=not self.corrected)
         self.processes.seed(train.seed)
@@ -180,29 +186,52 @@ class PPOTrainer:
 
     def learn(self) -> None:
         """Train to the end, from the beginning or from the newest checkpoint."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.log.start_trackers()
-        self._last_save = time.monotonic()
-        if not self._resume():
+        with writing_to(self.directory, "make the same call: it goes on from the last checkpoint"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = only_run_in(self.directory) if self.processes.is_main else nullcontext()
+            with lock, interrupts_noted() as self._interrupts:
+                self.log.start_trackers()
+                self._begin()
+                try:
+                    with no_numbers_said(self.watchdog):
+                        self._train()
+                except RewardError:  # what was scored before is kept
+                    if self.processes.number == 1:  # the others cannot be asked for their share
+                        self.save()
+                        self.save_pretrained()
+                    raise
+                self._finish()
+
+    def _begin(self) -> None:
+        if not self.saving.resume():
             self.log.start_over()
-            self._collect()
-            self.log.write(self.step, self.evaluate())
         elif self.was_last and self.step < self.total_steps:
-            self._prepare_next_step()  # a finished run that is made longer
+            self.todo = ["prepare"]  # a finished run that is made longer
+        self.experience.after_chunk = self._between_chunks
+        self._progress: Progress | None = None
+
+    def _train(self) -> None:
+        self._catch_up()
         quiet = None if self.processes.is_main else True
         self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step, quiet=quiet)
-        with interrupts_noted() as interrupted:
-            while self.step < self.total_steps:
-                self._one_step()
-                if self._all_agree(bool(interrupted)):
-                    self._stop_interrupted()
-        self._finish()
+        while self.step < self.total_steps:
+            self._one_step()
+            if self._all_agree(bool(self._interrupts)):
+                self._stop_interrupted()
+
+    def _catch_up(self) -> None:
+        """Do what is due before the next optimizer step; what fails stays due."""
+        phases = {"evaluate": self._evaluate, "prepare": self._prepare_next_step,
+                  "collect": self._collect}  # fmt: skip
+        while self.todo:
+            phases[self.todo[0]]()
+            self.todo.pop(0)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run: the configured ones, or all that `epochs` allows."""
         train, method = self.config.train, self.config.method
-        batches = -(-max(len(self.store), 1) // self.batch_size)
+        batches = -(-(len(self.store) or self.num_rollouts) // self.batch_size)
         return min(train.epochs * method.ppo_epochs * batches, train.total_steps)
 
     def _one_step(self) -> None:
@@ -213,16 +242,16 @@ class PPOTrainer:
         self.step += 1
         self.log.later(self.step, stats)
         finished = self.step >= self.total_steps
-        if self.step % train.eval_interval == 0 or finished:
-            self.log.flush()
-            self.log.write(self.step, self.evaluate(keep_best=train.save_best))
+        self.todo = ["evaluate"] if finished or self.step % train.eval_interval == 0 else []
+        self.todo += [] if finished else ["prepare"]
         self._progress.update(**self.shown)
+        self._catch_up()
         if finished:
             return
-        self._prepare_next_step()
         on_schedule = self.step % train.checkpoint_interval == 0
-        if on_schedule or self._all_agree(self._checkpoint_is_due()):
+        if on_schedule or self._all_agree(self.saving.is_due()):
             self.save()
+            self._catch_up()
 
     def _all_agree(self, flag: bool) -> bool:
         """Whether any process says so. Several processes ask each other once an iteration only."""
@@ -233,8 +262,14 @@ class PPOTrainer:
     def _prepare_next_step(self) -> None:
         self._update_kl_coefficient()
         if self.position == len(self.plan):
-            self.log.flush()
-            self._collect()
+            self._flush()
+            self.todo.append("collect")
+
+    def _evaluate(self) -> None:
+        self._flush()
+        with undone_on_failure():
+            stats = self.evaluate(keep_best=self.config.train.save_best)
+        self.log.write(self.step, stats)
 
     def _update_kl_coefficient(self) -> None:
         epochs_done = self.position % self.config.method.ppo_epochs == 0
@@ -247,13 +282,36 @@ class PPOTrainer:
     def _collect(self) -> None:
         """Make new rollouts and plan the optimizer steps on them."""
         store, stats = self.experience.make(self.num_rollouts, self.kl_ctl.value)
+        problem = self.processes.first(self.watchdog.of_rollouts(stats, store))
+        if problem:
+            undo_update(self, problem)
+            return self._collect()
         # Short chunks may leave one process with more rollouts; all take equally many steps.
         self.store = store[: self.processes.smallest(len(store))]
         self.mean_kl = stats.pop("mean_kl")
         self.iteration += 1
         self.plan, self.position = self._plan(), 0
+        self.good_weights = kept_weights(self) if self.watchdog.active else None
         self.shown = {"reward": stats["exp_scores/mean"], "KL": stats["objective/kl"]}
         self.log.write(self.step, stats)
+
+    def _between_chunks(self) -> None:
+        if self.processes.number > 1:  # which may be at different chunks
+            return
+        if self._interrupts:
+            self._stop_interrupted()
+        if self.saving.is_due():
+            self.save()
+
+    def _flush(self) -> None:
+        """Log the optimizer steps whose statistics still wait, and look at what they made."""
+        arrived = self.log.flush()
+        problem = self.watchdog.of_updates(arrived)
+        if arrived and not problem:
+            problem = self.watchdog.of_outputs(self)
+        problem = self.processes.first(problem)
+        if problem:
+            undo_update(self, problem)
 
     def _plan(self) -> list[list[int]]:
         """Which rollouts enter each optimizer step of this iteration.
@@ -274,6 +332,8 @@ class PPOTrainer:
         loss, stats = self.loss(batch)
         forward = time.perf_counter()
         self.accelerator.backward(loss)
+        if self.watchdog.active and self.accelerator.scaler is None:
+            stats["grad_norm"] = gradient_norm(self.trained.values())
         backward = time.perf_counter()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -356,30 +416,12 @@ class PPOTrainer:
         `load_trained_policy`; with `merge` a plain transformers model without LoRA instead.
         """
         directory = Path(directory or self.directory / ("merged_policy" if merge else "policy"))
-        if self.processes.is_main:
-            self._write_policy(directory, merge)
-        self.processes.wait()
-        return directory
-
-    def _write_policy(self, directory: Path, merge: bool) -> None:
-        if merge:
-            self.policy.save_merged(directory)
-            return
-        self.policy.save(directory, self.config.model.model_path)
-        config = self.config.to_dict()
-        config["train"]["checkpoint_dir"] = "ckpts"  # a policy may travel, its directory's name not
-        atomic_write_text(directory / "trl_config.json", json.dumps(config, indent=2) + "\n")
+        return self.saving.policy(directory, merge)
 
     def save(self, directory: str | Path | None = None) -> Path:
         """Write a checkpoint from which the run can go on exactly, by default among its own."""
-        root = Path(directory or self.directory / "checkpoints")
-        self.log.flush()
-        state = state_of(self)
-        if self.processes.is_main:
-            save_checkpoint(root, self.step, state, self.config.train.keep_checkpoints)
-        self.processes.wait()
-        self._last_save = time.monotonic()
-        return root / checkpoint_name(self.step)
+        self._flush()
+        return self.saving.checkpoint(Path(directory or self.directory / "checkpoints"))
 
     def load(self, directory: str | Path | None = None) -> bool:
         """Take up the newest intact checkpoint; False where there is none.
@@ -387,43 +429,19 @@ class PPOTrainer:
         `directory`: a run's directory (default: this run's), its `checkpoints`, one of them, or
         what `save_pretrained` wrote; from that, only the policy is taken.
         """
-        root = Path(directory or self.directory)
-        if (root / "trl_config.json").exists():
-            self.policy.load(root)
-            return True
-        state = load_newest(root / "checkpoints" if (root / "checkpoints").is_dir() else root)
-        if state is None:
-            return False
-        check_same_config(state["config"], self.config.to_dict(), root)
-        restore(self, state)
-        return True
-
-    def _resume(self) -> bool:
-        if not self.load():
-            return False
-        self.log.cut_back(self.step)
-        done = self.step >= self.total_steps
-        place = f"{self.directory} holds a run at step {self.step} of {self.total_steps}"
-        if self.processes.is_main:
-            print(f"{place}, which is finished." if done else f"{place}: going on from there.")
-        return True
-
-    def _checkpoint_is_due(self) -> bool:
-        seconds = self.config.train.checkpoint_seconds
-        seconds = DEFAULT_CHECKPOINT_SECONDS if seconds is None else seconds
-        return time.monotonic() - self._last_save > seconds
+        return self.saving.load(Path(directory or self.directory))
 
     def _stop_interrupted(self) -> None:
         self.save()
         self.save_pretrained()
-        self._progress.close()
+        if self._progress is not None:
+            self._progress.close()
         raise KeyboardInterrupt(
             f"stopped after step {self.step} of {self.total_steps}; the policy so far is in "
             f"{self.directory / 'policy'}, and the same call goes on from here."
         )
 
     def _finish(self) -> None:
-        self.log.flush()
         self._progress.close()
         self.save()
         self.save_pretrained()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import TRLConfig
 from .processes import Processes
-from .run_files import append_jsonl, read_jsonl, write_jsonl
+from .run_files import append_jsonl, atomic_write_text, fsync, write_jsonl
 from .sweep import report
 from .tracking import Trackers
 
@@ -33,6 +33,7 @@ class TrainingLog:
         self.callback = callback
         self.trackers: Trackers | None = None
         self.processes: Processes | None = None  # None: this process alone
+        self.lines = {"metrics": 0, "eval_samples": 0}  # written so far
         self._waiting: list[tuple[int, dict[str, Tensor]]] = []
 
     def start_trackers(self) -> None:
@@ -51,16 +52,25 @@ class TrainingLog:
 
     def start_over(self) -> None:
         """Empty log files, for a run that begins."""
-        for path in (self.metrics, self.eval_samples):
-            if self._writes:
-                write_jsonl(path, [])
+        self.lines = {"metrics": 0, "eval_samples": 0}
+        for path in (self.metrics, self.eval_samples) if self._writes else ():
+            write_jsonl(path, [])
 
-    def cut_back(self, step: int) -> None:
-        """Drop the lines after `step`, for a run that goes on from there."""
+    def cut_back(self, lines: dict[str, int]) -> None:
+        """Keep the first lines of each file, for a run that goes on from where it had so many."""
+        self.lines = dict(lines)
+        files = {"metrics": self.metrics, "eval_samples": self.eval_samples}
+        for name, path in files.items() if self._writes else ():
+            # Not decoded as a whole: what a crash left behind them may be anything.
+            content = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            kept = b"".join(line + b"\n" for line in content[: lines[name]])
+            atomic_write_text(path, kept.decode("utf-8"))
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: a checkpoint counts on them."""
         for path in (self.metrics, self.eval_samples):
-            if self._writes:
-                kept = [r for r in read_jsonl(path) if r["step"] <= step] if path.exists() else []
-                write_jsonl(path, kept)
+            if path.exists():
+                fsync(path)
 
     def write(self, step: int, stats: dict[str, float]) -> None:
         """One line of metrics; of several processes the means, written by the first."""
@@ -72,6 +82,7 @@ class TrainingLog:
         # JSON has no NaN; the standard deviation of a single score is one.
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
         append_jsonl(self.metrics, record)
+        self.lines["metrics"] += 1
         if self.trackers is not None:
             self.trackers.log(stats, step)
         report(record)
@@ -82,11 +93,13 @@ class TrainingLog:
         """Keep an optimizer step's statistics where they are until `flush`."""
         self._waiting.append((step, stats))
 
-    def flush(self) -> None:
-        """Bring the waiting statistics to the host, all at once, and write them."""
+    def flush(self) -> list[tuple[int, dict[str, float]]]:
+        """Bring the waiting statistics to the host, all at once, and write them; returns them."""
         waiting, self._waiting = self._waiting, []
-        for step, stats in waiting:
-            self.write(step, {name: value.item() for name, value in stats.items()})
+        arrived = [(step, {k: v.item() for k, v in stats.items()}) for step, stats in waiting]
+        for step, stats in arrived:
+            self.write(step, stats)
+        return arrived
 
     def samples(self, step: int, records: list[dict[str, Any]]) -> None:
         """Samples of an evaluation, a line each."""
@@ -95,3 +108,4 @@ class TrainingLog:
         with open(self.eval_samples, "a", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+        self.lines["eval_samples"] += len(records)

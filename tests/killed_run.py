@@ -60,7 +60,7 @@ def forked(root: Path, directory: Path, moment=None) -> int:
         os.environ["RLHF_QUIET_PROGRESS"] = "1"
         torch.set_num_threads(1)
         if moment == "writing":
-            kill_on_call(checkpoint, "_fsync", 5)  # in the second checkpoint
+            kill_on_call(checkpoint, "_fsync", 8)  # in the second checkpoint
         elif moment == "logging":
             kill_on_call(training_log, "append_jsonl", 9)
         run(root, directory)

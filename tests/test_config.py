@@ -50,7 +50,7 @@ ADDED = {
     "method": ["semantics"],
     "model": ["peft_config", "dtype"],
     "train": ["checkpoint_seconds", "keep_checkpoints", "reward_timeout_seconds",
-              "reward_retries"],
+              "reward_retries", "watchdog"],
 }
 
 
@@ -343,6 +343,11 @@ BAD = [
     ("train.keep_checkpoints", 0, "from 1"),
     ("train.reward_timeout_seconds", 0, "above 0"),
     ("train.reward_retries", -1, "from 0"),
+    ("train.watchdog", "panic", "train.watchdog.action is 'panic': give one of 'stop', 'skip'"),
+    ("train.watchdog.max_kl", 0, "above 0"),
+    ("train.watchdog.max_gradient_growth", 1, "above 1"),
+    ("train.watchdog.min_entropy_share", 1, "below 1"),
+    ("train.watchdog.max_kL", 5, "did you mean train.watchdog.max_kl"),
     ("model.model_path", 7, "non-empty"),
     ("model.model_arch_type", "seq2seq", "'causal'"),
     ("model.num_layers_unfrozen", -2, "from -1"),
