@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from .config import ConfigError
@@ -40,6 +40,9 @@ class Processes:
                 "pass. Launch with --multi_gpu instead; a model too large for one GPU fits with "
                 "a 4-bit base (profile alpaca-7b)."
             )
+        # Imported here: the real trlX's old accelerate has none, and never comes here.
+        from accelerate.utils import DataLoaderConfiguration
+
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=mixed_precision,

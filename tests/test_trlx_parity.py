@@ -500,7 +500,7 @@ def test_final_weights(golden, update):
 def test_checkpoint_holds_what_trlx_checkpoint_holds(golden, update):
     trainer, *_ = update
     ours = {"optimizer.bin": "optimizer", "pytorch_model.bin": "trained",
-            "scheduler.bin": "scheduler", "random_states_0.pkl": "random"}  # fmt: skip
+            "scheduler.bin": "scheduler", "random_states_0.pkl": "processes"}  # fmt: skip
     directory = trainer.save()
     state = torch.load(directory / "state.pt", weights_only=True)
     for name in golden["update"]["checkpoint_files"]:
