@@ -100,6 +100,14 @@ def read_sums(directory: Path) -> dict[str, str]:
     return {name.strip().removeprefix("*"): digest for digest, name in pairs}
 
 
+def sums_hold(directory: Path) -> bool:
+    """Whether a directory has its `SHA256SUMS` and every file in it has its hash."""
+    try:
+        return all(file_sha256(directory / f) == d for f, d in read_sums(directory).items())
+    except OSError:
+        return False
+
+
 def _check(name: str, root: Path, expected: Mapping[str, str], remedy: str) -> None:
     """Compare files under `root` with their hashes; AssetError on the first difference."""
     for file, digest in expected.items():

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from .assets import find_asset
 from .config import ConfigError, ModelConfig, TokenizerConfig, TRLConfig
+from .gguf_model import model_path
 from .lora import (
     add_lora,
     load_adapter,
@@ -326,7 +326,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
     """The tokenizer by name or path, with pad := eos as trlX sets it."""
-    tokenizer = AutoTokenizer.from_pretrained(find_asset(config.tokenizer_path).path)
+    tokenizer = AutoTokenizer.from_pretrained(model_path(config.tokenizer_path))
     tokenizer.padding_side = config.padding_side
     tokenizer.truncation_side = config.truncation_side
     tokenizer.pad_token = tokenizer.eos_token
@@ -335,7 +335,7 @@ def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
 
 def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
     """The pretrained causal model by name or path, in the configured number type."""
-    path = find_asset(config.model_path).path
+    path = model_path(config.model_path)
     base = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(config, device))
     return base.to(device)
 
@@ -366,7 +366,7 @@ def load_trained_policy(directory: str | Path, device=None) -> Policy:
 
 def model_config_of(config: ModelConfig):
     """The architecture (layers, widths) of the configured model, without loading weights."""
-    return AutoConfig.from_pretrained(find_asset(config.model_path).path)
+    return AutoConfig.from_pretrained(model_path(config.model_path))
 
 
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

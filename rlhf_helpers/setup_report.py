@@ -9,7 +9,6 @@ from .assets import (
     JUDGE_BUCKETS,
     REWARD_BUCKETS,
     asset_table,
-    find_asset,
     heldout_prompts,
     load_reviews,
     review_opening,
@@ -63,13 +62,12 @@ def data_report(profile: Profile, reviews: Dataset) -> dict[str, Any]:
 
 def model_report(profile: Profile) -> dict[str, Any]:
     """Sizes of the policy from its configuration alone, and the memory that a run needs."""
-    from transformers import AutoConfig
-
     from .lora import meta_report
     from .memory import memory_parts
+    from .policy import model_config_of
 
     model = profile.config.model
-    config = AutoConfig.from_pretrained(find_asset(model.model_path).path)
+    config = model_config_of(model)
     report = meta_report(config, model)
     rewards = [row for row in asset_table(profile) if row["role"].startswith("reward")]
     # Files in half precision are read as float32 on a CPU; the encoder's are float32 already.
