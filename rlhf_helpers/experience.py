@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +14,27 @@ import torch
 from torch import Tensor
 
 from .config import PPOConfig
+from .kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from .policy import Policy
 from .ppo import RunningMoments
 from .processes import Processes
 from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from .random_states import undone_on_failure
 from .reward import call_reward_fn, check_rewards
-from .rollout import Decoded, Rollout, build_rollouts, decode, keep_sampled_ids, retokenise
+from .rollout import (
+    ChunkStatistics,
+    Decoded,
+    Rollout,
+    Tokenised,
+    build_rollouts,
+    decode,
+    keep_sampled_ids,
+    retokenise,
+)
 
 Scores = list[float] | list[list[float]]
+# Seconds: sampling, the reward function (trlX's names), log-probabilities and values.
+PHASES = ("time/exp_generate", "time/exp_score", "time/exp_forward")
 
 
 class RewardCaller:
@@ -112,9 +125,7 @@ class Collection:
     rollouts: list[Rollout] = field(default_factory=list)
     kls: list[float] = field(default_factory=list)  # of each chunk, for the KL controller
     sequence_kls: list[float] = field(default_factory=list)  # of each chunk, nats per sequence
-    stats: dict[str, float] = field(
-        default_factory=lambda: {"time/exp_generate": 0.0, "time/exp_score": 0.0}
-    )
+    stats: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
 
 class ExperienceMaker:
@@ -140,6 +151,7 @@ class ExperienceMaker:
         # Chunks that were scored before something failed or the run was interrupted.
         self.collection: Collection | None = None
         self.after_chunk: Callable[[], None] = lambda: None
+        self.keep_trunk = True  # False: nothing is kept for later passes (a benchmark's other half)
 
     def make(self, num_rollouts: int, kl_coef: float) -> tuple[list[Rollout], dict[str, float]]:
         """At least `num_rollouts` rollouts (the last chunk may overshoot) and what to log of them.
@@ -152,7 +164,10 @@ class ExperienceMaker:
         made = self.collection = self.collection or Collection(kl_coef)
         while len(made.rollouts) < num_rollouts:
             with undone_on_failure(self.prompts):
-                chunk, chunk_stats, kl = self._chunk(next(self.prompts), made.kl_coef, made.stats)
+                prompts = next(self.prompts)
+                # trlX keeps the last chunk's divergence only.
+                is_last = len(made.rollouts) + len(prompts) >= num_rollouts
+                chunk, chunk_stats, kl = self._chunk(prompts, made.kl_coef, made.stats, is_last)
             made.rollouts.extend(chunk)
             made.stats.update(chunk_stats)
             made.kls.append(kl.mean_kl)
@@ -171,33 +186,69 @@ class ExperienceMaker:
         stats["time/exp"] = time.perf_counter() - started
         return made.rollouts, stats
 
-    def _chunk(self, prompts: list[Prompt], kl_coef: float, times: dict[str, float]):
-        tokenizer, policy = self.policy.tokenizer, self.policy
-        ids, mask = (x.to(policy.device) for x in pad_prompts(prompts, tokenizer.pad_token_id))
-        started = time.perf_counter()
-        samples = self.sample(ids, mask)
-        times["time/exp_generate"] += time.perf_counter() - started
-        texts = decode(
-            tokenizer, ids, samples, self.stop_sequences, append_eos_token=not self.corrected
-        )
-        started = time.perf_counter()
-        scores = self.reward(texts, prompts)
-        times["time/exp_score"] += time.perf_counter() - started
+    def _chunk(
+        self, prompts: list[Prompt], kl_coef: float, times: dict[str, float], is_last: bool
+    ) -> tuple[list[Rollout], dict[str, float], ChunkStatistics]:
+        """Rollouts of one chunk of prompts; seconds are added to `times`."""
+        pad = self.policy.tokenizer.pad_token_id
+        ids, mask = (x.to(self.policy.device) for x in pad_prompts(prompts, pad))
+        with _timed(times, "time/exp_generate"):
+            samples, record = self.sample(ids, mask)
+        scores, sequences = self.read(ids, mask, samples, prompts, times)
         scaled, stats = self.scaler(scores)
-        if self.corrected:
-            sequences = keep_sampled_ids(tokenizer, ids, mask, samples, self.stop_sequences)
-        else:
-            sequences = retokenise(tokenizer, ids, texts.outputs)
-        rollouts, kl = build_rollouts(policy, sequences, scaled, kl_coef, self.corrected)
+        with _timed(times, "time/exp_forward"):
+            trunk = None
+            if record is not None:
+                trunk = trunk_states(
+                    self.policy, sequences.tokens, sequences.attention_mask, sequences.ends,
+                    record, mask,
+                )  # fmt: skip
+            rollouts, kl = build_rollouts(
+                self.policy, sequences, scaled, kl_coef, self.corrected, trunk=trunk,
+                keep_trunk=self.keep_trunk, wants_mean_kl=is_last,
+            )  # fmt: skip
         for rollout, score in zip(rollouts, scores, strict=True):
             rollout.score = _total(score)  # as the reward function gave it
         return rollouts, stats, kl
 
-    def sample(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Continuations of prompts [n, Q] -> [n, Q + new tokens], with the rollouts' settings."""
+    def read(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        samples: Tensor,
+        prompts: list[Prompt],
+        times: dict[str, float],
+    ) -> tuple[Scores, Tokenised]:
+        """The reward function's scores of samples, and the samples as the update will see them."""
+        tokenizer = self.policy.tokenizer
+        texts = decode(
+            tokenizer, ids, samples, self.stop_sequences, append_eos_token=not self.corrected
+        )
+        with _timed(times, "time/exp_score"):
+            scores = self.reward(texts, prompts)
+        if self.corrected:
+            return scores, keep_sampled_ids(tokenizer, ids, mask, samples, self.stop_sequences)
+        return scores, retokenise(tokenizer, ids, texts.outputs)
+
+    def sample(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, SamplingRecord | None]:
+        """Continuations of prompts [n, Q] -> [n, Q + new tokens], with the rollouts' settings.
+
+        Beside them what passed through the trunk meanwhile, or None where that is not kept.
+        """
         kwargs = self.method.gen_experience_kwargs or self.method.gen_kwargs
         with self.policy.merged_for_sampling():
-            return self.policy.generate(ids, mask, **kwargs)
+            if not self.keep_trunk:
+                return self.policy.generate(ids, mask, **kwargs), None
+            with sampling_recorded(self.policy) as record:
+                return self.policy.generate(ids, mask, **kwargs), record
+
+
+@contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds spent within it to `times[name]`."""
+    started = time.perf_counter()
+    yield
+    times[name] += time.perf_counter() - started
 
 
 def variety(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -131,18 +131,25 @@ class Policy(nn.Module):
         Returns two tensors [B, width].
         """
         if trunk is None:
-            with torch.no_grad():
-                trunk, _ = self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)
+            trunk = self.trunk(tokens, attention_mask)
         with self._autocast():
             hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
             labels = tokens[:, start + 1 : start + width + 1]
             return self.label_logprobs(hidden, labels), self.value(hidden)
 
     @torch.no_grad()
-    def score(self, tokens: Tensor, attention_mask: Tensor, start: int = 0) -> Scored:
-        """Policy, reference policy and value head on whole sequences [B, N], without gradients."""
+    def score(
+        self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None
+    ) -> Scored:
+        """Policy, reference policy and value head on whole sequences [B, N], without gradients.
+
+        `trunk` [B, N, h]: states that are known already, from sampling.
+        """
         with self._autocast():
-            trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+            if trunk is None:
+                trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+            else:
+                hidden = self.top(trunk, tokens, attention_mask)
             ref_hidden = self.reference_top(trunk, tokens, attention_mask)
             labels = tokens[:, start + 1 :]
             return Scored(
@@ -151,6 +158,12 @@ class Policy(nn.Module):
                 self.value(hidden[:, start:-1]),
                 trunk,
             )
+
+    @torch.no_grad()
+    def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """States that enter the top, without the top's work: [B, N] -> [B, N, h]."""
+        with self._autocast():
+            return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
 
     def trunk_and_hidden(
         self, tokens: Tensor, attention_mask: Tensor, stop_at_branch: bool = False

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .policy import Policy
+from .policy import Policy, Scored
 from .ppo import kl_k3, kl_trlx
 
 
@@ -40,7 +40,7 @@ class Rollout:
     rewards: Tensor  # [T] KL penalty per token, plus the score
     loss_mask: Tensor  # [T] 1 on the columns that enter the loss
     score: float  # what the reward function returned (dense rewards: their sum)
-    trunk: Tensor | None = None  # [Q + R + 1, h] frozen states; the last is that of a pad column
+    trunk: Tensor | None = None  # [Q + R, h] states that enter the top
 
 
 @dataclass
@@ -187,7 +187,7 @@ def _length_before_stop(tokenizer, ids: list[int], stop_sequences: Sequence[str]
 class ChunkStatistics:
     """Divergence of the policy from the reference over one chunk."""
 
-    mean_kl: float  # what the controller and `policy/sqrt_kl` get, nats
+    mean_kl: float | None  # what the controller and `policy/sqrt_kl` get, nats; None: not asked for
     kl_per_sequence: float  # mean over samples of the sum over response columns of k1, nats
 
 
@@ -199,57 +199,71 @@ def build_rollouts(
     kl_coef: float,
     corrected: bool = False,
     keep_trunk: bool = True,
+    trunk: Tensor | None = None,
+    wants_mean_kl: bool = True,
 ) -> tuple[list[Rollout], ChunkStatistics]:
     """Log-probabilities, values and per-token rewards of scored sequences.
 
     `scores` are already scaled and clipped: one number a sequence, put on its last stored column,
     or a list of numbers, put on its first columns one by one (dense rewards, trlX 0.7).
+    `trunk` [n, N, h]: states kept from sampling. trlX's mean_kl runs over the prompt's columns
+    too, which nothing else needs: without `wants_mean_kl` they stay out of the output head.
     """
-    tokens, mask, width = sequences.tokens, sequences.attention_mask, sequences.query_width
-    # One pad column more than needed: its trunk state serves whichever wider minibatch comes.
-    padded = F.pad(tokens, (0, 1), value=policy.tokenizer.pad_token_id)
-    scored = policy.score(padded, F.pad(mask, (0, 1)))
-    logprobs, ref_logprobs = scored.logprobs[:, :-1], scored.ref_logprobs[:, :-1]
-    counted = sequences.loss_mask if corrected else mask[:, :-1]
-    log_ratio = (logprobs - ref_logprobs) * counted
-    start = width - 1
+    start = sequences.query_width - 1
+    first = 0 if wants_mean_kl and not corrected else start  # of the columns to score
+    scored = policy.score(sequences.tokens, sequences.attention_mask, first, trunk)
+    counted = sequences.loss_mask if corrected else sequences.attention_mask[:, :-1]
+    statistics = _chunk_statistics(
+        scored, counted[:, first:], start - first, corrected, wants_mean_kl
+    )
+    columns = {  # [n, N - 1 - start], on the host in one go each
+        "logprobs": scored.logprobs[:, start - first :].cpu(),
+        "ref_logprobs": scored.ref_logprobs[:, start - first :].cpu(),
+        "values": scored.values[:, start - first :].cpu(),
+        "loss_mask": sequences.loss_mask[:, start:].cpu(),
+    }
+    log_ratio = columns["logprobs"] - columns["ref_logprobs"]
+    penalties = -kl_coef * log_ratio * counted[:, start:].cpu()
+    tokens, mask = sequences.tokens.cpu(), sequences.attention_mask.cpu()
     rollouts = []
     for i, end in enumerate(sequences.ends):
-        rewards = -kl_coef * log_ratio[i, start:end].cpu()
-        score = torch.as_tensor(scores[i], dtype=rewards.dtype)
-        if score.ndim == 0:
-            rewards[-1] += score
-        elif len(score):
-            rewards[: len(score)] += score[: len(rewards)]
-            rewards[-1] += score[len(rewards) :].sum()  # of tokens that are not stored
+        rewards, total = _with_score(penalties[i, : end - start].clone(), scores[i])
         rollouts.append(
             Rollout(
-                query=tokens[i, :width].cpu(),
-                response=tokens[i, width:].cpu(),
-                attention_mask=mask[i].cpu(),
-                logprobs=logprobs[i, start:end].cpu(),
-                ref_logprobs=ref_logprobs[i, start:end].cpu(),
-                values=scored.values[i, start:end].cpu(),
+                query=tokens[i, : start + 1],
+                response=tokens[i, start + 1 :],
+                attention_mask=mask[i],
                 rewards=rewards,
-                loss_mask=sequences.loss_mask[i, start:end].cpu(),
-                score=float(score.sum()),
+                score=total,
                 trunk=scored.trunk[i].clone() if keep_trunk else None,
+                **{name: x[i, : end - start] for name, x in columns.items()},
             )
         )
-    return rollouts, _chunk_statistics(logprobs, ref_logprobs, counted, start, corrected)
+    return rollouts, statistics
+
+
+def _with_score(rewards: Tensor, score: float | Sequence[float]) -> tuple[Tensor, float]:
+    """Rewards [T] with a sequence's score added, and the score's sum."""
+    score = torch.as_tensor(score, dtype=rewards.dtype)
+    if score.ndim == 0:
+        rewards[-1] += score
+    elif len(score):
+        rewards[: len(score)] += score[: len(rewards)]
+        rewards[-1] += score[len(rewards) :].sum()  # of tokens that are not stored
+    return rewards, float(score.sum())
 
 
 def _chunk_statistics(
-    logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, start: int, corrected: bool
+    scored: Scored, mask: Tensor, prompt_columns: int, corrected: bool, wants_mean_kl: bool
 ) -> ChunkStatistics:
-    policy_logprobs, reference = logprobs * mask, ref_logprobs * mask  # both 0 where masked
-    per_sequence = (policy_logprobs - reference)[:, start:].sum(1).mean().item()
+    policy_logprobs, reference = scored.logprobs * mask, scored.ref_logprobs * mask  # masked: 0
+    per_sequence = (policy_logprobs - reference)[:, prompt_columns:].sum(1).mean().item()
     if corrected:
-        return ChunkStatistics(
-            kl_k3(policy_logprobs, reference).sum(1).mean().item(), per_sequence
-        )
-    # trlX: the mean over every entry of the chunk, prompt and padding included.
-    return ChunkStatistics(kl_trlx(policy_logprobs, reference).mean().item(), per_sequence)
+        mean_kl = kl_k3(policy_logprobs, reference).sum(1).mean().item()
+    else:
+        # trlX: the mean over every entry of the chunk, prompt and padding included.
+        mean_kl = kl_trlx(policy_logprobs, reference).mean().item() if wants_mean_kl else None
+    return ChunkStatistics(mean_kl, per_sequence)
 
 
 # --- collation -----------------------------------------------------------------------------
@@ -294,11 +308,9 @@ def collate(
 
 
 def _widen_trunk(r: Rollout, query_width: int, response_width: int) -> Tensor:
-    # Columns left of the prompt are never attended to: zeros do. Pad columns on the right all
-    # have the state of the one that was computed, for they see the same tokens and position.
+    # Nothing attends to a padding column and no loss reads it: any finite state does.
     left, right = query_width - len(r.query), response_width - len(r.response)
-    states = F.pad(r.trunk[:-1], (0, 0, left, 0))
-    return torch.cat([states, r.trunk[-1:].expand(right, -1)]) if right else states
+    return F.pad(r.trunk, (0, 0, left, right))
 
 
 def shuffled_minibatches(
