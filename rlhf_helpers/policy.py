@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .config import ConfigError, ModelConfig, TokenizerConfig, TRLConfig
+from .frozen_head import frozen_head_logprobs, is_frozen_linear
 from .gguf_model import model_path
 from .lora import (
     add_lora,
@@ -200,6 +201,8 @@ class Policy(nn.Module):
         """Hidden states [B, T, h] and the tokens that follow them [B, T] -> nats [B, T]."""
         head = self.base.get_output_embeddings()
         if torch.is_grad_enabled():
+            if is_frozen_linear(head):
+                return frozen_head_logprobs(hidden, head, labels)
             return logprobs_of_labels(head(hidden).float(), labels)
         # A few sequences at a time: their logits stay in the processor's cache.
         slices = zip(hidden.split(SLICE), labels.split(SLICE), strict=True)
