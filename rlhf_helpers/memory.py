@@ -1,71 +1,248 @@
-"""How much memory a PPO run needs, counted part by part from its configuration.
+"""How much memory a PPO run needs, counted part by part from its configuration alone.
 
-Only what the run itself allocates is counted: Python and its libraries come on top
-(`resident_bytes` of a process that has imported them tells how much that is here).
+    python -m rlhf_helpers memory --profile seed
+
+Some parts last from the first iteration to the last; others belong to one phase, and phases come
+one after another. So the peak is what lasts plus the largest phase. On a CPU, Python and its
+libraries come on top (`resident_bytes` of a process that has imported them); on a GPU the counts
+are of what torch allocates, without the driver's context (about half a gigabyte).
 
 Shapes: C prompts sampled at once (chunk_size), R rollouts kept, B rollouts of a minibatch,
-N tokens of a sequence, T response tokens, h width, f feed-forward width, L layers, V vocabulary.
+Q prompt tokens, T new tokens, N = Q + T, h width, f feed-forward width, L layers of which the top
+U may change, V vocabulary, kv = width of keys (all heads together). A number of the model takes
+`model.dtype`'s bytes, everything trained and every log-probability four.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from .config import PPOConfig, Profile
+from .config import Profile, TRLConfig
+from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU
+from .shapes import classifier_parameters, known_shape
 
 FLOAT32 = 4
 ADAM_BYTES = 16  # of a trained float32 parameter: itself, its gradient, two running moments
 PROMPT_TOKENS_PER_WORD = 2.5  # an upper estimate: a prompt of four words has about ten tokens
+# bitsandbytes' nf4 with double quantisation: half a byte a weight, one byte for each 64 of them
+# and one float32 for each 256 of those (Dettmers et al. 2023, section 3).
+BYTES_IN_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Keys and values grow by concatenation, token by token. The C library's heap on a CPU does not
+# fit a grown tensor into the hole that the smaller one leaves: measured 1.8 to 2.2 times the cache.
+HEAP_GROWTH = 2.0
+TEXT_TOKENS = 64  # of a text as the reward model reads it
+REWARD_BATCH = 64  # texts that the reward model reads at once (reward.sentiment_reward)
 
 
-def memory_parts(
-    profile: Profile, model_config: Any, counts: dict[str, int], reward_bytes: int, dtype_bytes: int
-) -> dict[str, int]:
-    """Bytes by part at the moment of each part's peak.
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """Bytes by part: what lasts, and what each phase needs beside it."""
 
-    `model_config` is the policy's transformers configuration, `counts` holds `total` and
-    `trainable_with_value_head` (lora.parameter_report), `reward_bytes` is the reward model's size.
-    """
-    method, train = profile.config.method, profile.config.train
-    new_tokens = method.gen_kwargs["max_new_tokens"]
-    prompt_tokens = round(PROMPT_TOKENS_PER_WORD * profile.prompts["words"])
-    sequence = min(train.seq_length, prompt_tokens + new_tokens + 1)
+    lasting: dict[str, int]
+    phases: dict[str, dict[str, int]]  # "sampling", "scoring", "reward", "update"
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase with the highest need."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is held at the peak, by part."""
+        return self.lasting | self.phases[self.peak_phase]
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all at the highest moment, without Python and its libraries."""
+        return sum(self.parts.values())
+
+    def phase_peak(self, name: str) -> int:
+        """Bytes in all while one phase runs."""
+        return sum(self.lasting.values()) + sum(self.phases[name].values())
+
+
+def predict(
+    config: TRLConfig,
+    shape: Any,
+    prompt_tokens: int,
+    reward_parameters: int = 0,
+    reward_width: int = 0,
+    on_gpu: bool = False,
+) -> MemoryPrediction:
+    """Peak memory of a run of `config` whose policy has the transformers configuration `shape`."""
+    sizes = _Sizes.of(config, shape, prompt_tokens, on_gpu)
+    lasting = {
+        "policy weights": sizes.weights,
+        "trained parts": sizes.trained * ADAM_BYTES,
+        # Those of the last iteration are kept until the new ones are complete.
+        "rollouts": 2 * config.method.num_rollouts * sizes.tokens * sizes.h * sizes.bytes,
+        "reward model": reward_parameters * FLOAT32,
+    }
+    phases = {
+        "sampling": _sampling(sizes),
+        "scoring": _scoring(sizes),
+        # Per token three states of four widths: queries, keys, values; feed-forward; residuals.
+        "reward": {"reward model's states": REWARD_BATCH * TEXT_TOKENS * 12 * reward_width * 4},
+        "update": _update(sizes),
+    }
+    return MemoryPrediction(lasting, phases)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The numbers of the module's docstring."""
+
+    C: int
+    B: int
+    prompt: int  # Q
+    new: int  # T
+    h: int
+    f: int
+    L: int
+    U: int
+    V: int
+    kv: int
+    gated: bool  # feed-forward with a gate (LLaMA): one wide state more
+    bytes: int  # of a number of the model
+    weights: int  # bytes
+    trained: int  # parameters
+    on_gpu: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.new
+
+    @classmethod
+    def of(cls, config: TRLConfig, shape: Any, prompt_tokens: int, on_gpu: bool) -> _Sizes:
+        model, method = config.model, config.method
+        new = method.gen_kwargs["max_new_tokens"]
+        prompt = min(prompt_tokens, config.train.seq_length - new)
+        h, depth = shape.hidden_size, shape.num_hidden_layers
+        heads = shape.num_attention_heads
+        inner = getattr(shape, "ffn_dim", None) or getattr(shape, "intermediate_size", 4 * h)
+        number = number_bytes(model.dtype, on_gpu)
+        unfrozen = model.num_layers_unfrozen
+        counts = _parameters(shape, model)
+        return cls(
+            C=min(method.chunk_size, method.num_rollouts),
+            B=min(config.train.batch_size, method.num_rollouts),
+            prompt=prompt, new=new, h=h, f=inner, L=depth,
+            U=depth if unfrozen < 0 else min(max(unfrozen, 1), depth), V=shape.vocab_size,
+            kv=(getattr(shape, "num_key_value_heads", None) or heads) * h // heads,
+            gated=shape.model_type in ("llama", "mistral", "qwen2"), bytes=number,
+            weights=_weight_bytes(counts["base"], shape, model, number),
+            trained=counts["trained"], on_gpu=on_gpu,
+        )  # fmt: skip
+
+
+def number_bytes(dtype: str | None, on_gpu: bool) -> int:
+    """Bytes of a number of the model; without a dtype a CPU takes four and a GPU two."""
+    half = dtype in ("float16", "bfloat16") or (dtype is None and on_gpu)
+    return 2 if half else FLOAT32
+
+
+def _parameters(shape: Any, model: Any) -> dict[str, int]:
+    """`base` parameters of the model, and `trained` ones: LoRA (or top layers) and value head."""
+    from .lora import meta_report
+
+    report = meta_report(shape, model)
+    trained = report["trainable_with_value_head"]
+    if not report["lora"]:
+        trained = report["value_head"] + _top_layers(shape, model)
+    return {"base": report["total"] - report["lora"], "trained": trained}
+
+
+def _top_layers(shape: Any, model: Any) -> int:
+    """Parameters of the layers that learn where there is no LoRA: 12 h^2 each, roughly."""
+    depth, unfrozen = shape.num_hidden_layers, model.num_layers_unfrozen
+    top = depth if unfrozen < 0 else min(unfrozen, depth)
+    return top * 12 * shape.hidden_size**2
+
+
+def _weight_bytes(base: int, shape: Any, model: Any, number: int) -> int:
+    """In 4 bits only the layers' matrices are kept so; embeddings and head keep the dtype."""
+    if not getattr(model, "load_in_4bit", False):
+        return base * number
+    tied = getattr(shape, "tie_word_embeddings", True)
+    embeddings = shape.vocab_size * shape.hidden_size * (1 if tied else 2)
+    return round((base - embeddings) * BYTES_IN_4BIT) + embeddings * number
+
+
+# --- phases ----------------------------------------------------------------------------------
+
+
+def _sampling(s: _Sizes) -> dict[str, int]:
+    cache = 2 * s.L * s.C * s.tokens * s.kv * s.bytes
+    states = s.C * s.tokens * s.h * s.bytes
     return {
-        "policy weights": counts["total"] * dtype_bytes,
-        "reward model": reward_bytes,
-        "trained parts": counts["trainable_with_value_head"] * ADAM_BYTES,
-        "key-value cache": _key_value_cache(method, model_config, sequence, dtype_bytes),
-        "logits of a chunk": _logits(method.chunk_size, sequence, model_config),
-        "rollouts": method.num_rollouts * sequence * model_config.hidden_size * dtype_bytes,
-        "one update": _update(profile, model_config, sequence, new_tokens),
+        "key-value cache": round(cache * (1 if s.on_gpu else HEAP_GROWTH)),
+        "trunk states while sampling": 2 * states,  # step by step, and put together at the end
+        # The next token's: in the model's type, in float32, their softmax, and a copy to draw from.
+        "logits": s.C * s.V * (s.bytes + 3 * FLOAT32),
+        "layer at work": _layer_at_work(s, s.C * s.prompt),
     }
 
 
-def _key_value_cache(method: PPOConfig, model_config: Any, sequence: int, dtype_bytes: int) -> int:
-    """Keys and values of every layer while C sequences are sampled: 2 L C N h numbers."""
-    layers, width = model_config.num_hidden_layers, model_config.hidden_size
-    return 2 * layers * method.chunk_size * sequence * width * dtype_bytes
+def _scoring(s: _Sizes) -> dict[str, int]:
+    rows = 4 * s.tokens  # policy.SLICE sequences at a time
+    return {
+        # Of the trunk, of the policy's top and of the reference's, and the trunk's copies.
+        "states of a chunk": 4 * s.C * s.tokens * s.h * s.bytes,
+        "logits": rows * s.V * (s.bytes + 2 * FLOAT32),
+        "layer at work": _layer_at_work(s, s.C * s.tokens),
+    }
 
 
-def _logits(rows: int, columns: int, model_config: Any) -> int:
-    """Scores of every word of the vocabulary at every column, and their log-softmax, float32."""
-    return 2 * rows * columns * model_config.vocab_size * FLOAT32
+def _layer_at_work(s: _Sizes, tokens: int) -> int:
+    """A layer's largest moment without gradients: two wide states, and the residual stream."""
+    return tokens * ((3 if s.gated else 2) * s.f + 4 * s.h) * s.bytes
 
 
-def _update(profile: Profile, model_config: Any, sequence: int, new_tokens: int) -> int:
-    """What backpropagation keeps for B rollouts: the top layers' states, and the logits twice."""
-    batch = profile.config.train.batch_size
-    layers = model_config.num_hidden_layers
-    unfrozen = profile.config.model.num_layers_unfrozen
-    top = layers if unfrozen < 0 else min(max(unfrozen, 1), layers)
-    inner = getattr(model_config, "ffn_dim", None) or getattr(
-        model_config, "intermediate_size", 4 * model_config.hidden_size
-    )
-    # Per token and layer: about ten states of width h, two of the feed-forward's width.
-    states = top * batch * sequence * (10 * model_config.hidden_size + 2 * inner) * FLOAT32
-    return states + 2 * _logits(batch, new_tokens + 1, model_config)
+def _update(s: _Sizes) -> dict[str, int]:
+    tokens, columns = s.B * s.tokens, s.B * (s.new + 1)
+    # What backpropagation keeps of a top layer: input, norms, queries, keys, values, attention's
+    # output, LoRA's inputs (in float32) with their dropout; two or three wide states.
+    kept = 6 * s.h * s.bytes + 5 * s.h * FLOAT32 + (3 if s.gated else 2) * s.f * s.bytes
+    rows = min(columns, ROWS_ON_GPU if s.on_gpu else ROWS_ON_CPU)
+    return {
+        "states for the gradients": s.U * tokens * kept,
+        "states of a minibatch": 3 * tokens * s.h * s.bytes + _layer_at_work(s, tokens),
+        # In the model's type, in float32, one temporary of the softmax, and back.
+        "logits": rows * s.V * (s.bytes + 2 * FLOAT32 + (s.bytes if s.bytes == 2 else 0)),
+        "value head": columns * 4 * s.h * FLOAT32,
+        "optimizer at work": 2 * s.trained * FLOAT32,
+    }
+
+
+# --- a profile, a machine ----------------------------------------------------------------------
+
+
+def predict_profile(profile: Profile, on_gpu: bool | None = None) -> MemoryPrediction:
+    """The prediction for a profile; nothing is loaded, and no hub is asked for known models.
+
+    `on_gpu` None: as this machine is.
+    """
+    if on_gpu is None:
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+    prompt_tokens = round(PROMPT_TOKENS_PER_WORD * profile.prompts["words"])
+    reward = classifier_parameters(profile.assets["reward"])
+    return predict(
+        profile.config, profile_shape(profile), prompt_tokens, reward["parameters"],
+        reward["width"], on_gpu,
+    )  # fmt: skip
+
+
+def profile_shape(profile: Profile) -> Any:
+    """The policy's transformers configuration: from shapes.py, or from its own config.json."""
+    from .policy import model_config_of
+
+    known = known_shape(profile.config.model.model_path)
+    return known if known is not None else model_config_of(profile.config.model)
 
 
 def resident_bytes() -> int:
@@ -84,14 +261,22 @@ def available_bytes() -> int:
 
 # Which setting shrinks which part.
 REMEDIES = {
-    "policy weights": "model.dtype: bfloat16, or a smaller model.model_path",
+    "policy weights": "model.dtype: bfloat16 or model.load_in_4bit (on a GPU), or a smaller "
+                      "model.model_path",
     "reward model": "assets.reward: a smaller classifier",
     "trained parts": "a smaller lora_r or model.num_layers_unfrozen",
-    "key-value cache": "a smaller method.chunk_size or max_new_tokens",
-    "logits of a chunk": "a smaller method.chunk_size",
     "rollouts": "a smaller method.num_rollouts",
-    "one update": "a smaller train.batch_size",
-}
+    "key-value cache": "a smaller method.chunk_size or max_new_tokens",
+    "trunk states while sampling": "a smaller method.chunk_size",
+    "states of a chunk": "a smaller method.chunk_size",
+    "layer at work": "a smaller method.chunk_size",
+    "logits": "a smaller method.chunk_size or train.batch_size",
+    "reward model's states": "a smaller batch_size of the reward function",
+    "states for the gradients": "a smaller train.batch_size or model.num_layers_unfrozen",
+    "states of a minibatch": "a smaller train.batch_size",
+    "value head": "a smaller train.batch_size",
+    "optimizer at work": "a smaller lora_r or model.num_layers_unfrozen",
+}  # fmt: skip
 
 
 def largest_part(parts: dict[str, int]) -> tuple[str, str]:

@@ -23,7 +23,24 @@ SHAPES: dict[str, dict[str, Any]] = {
                      num_attention_heads=32, num_key_value_heads=32, intermediate_size=11008,
                      max_position_embeddings=2048, vocab_size=32000, bos_token_id=1,
                      eos_token_id=2, tie_word_embeddings=False),
+    "smollm2-135m": dict(model_type="llama", hidden_size=576, num_hidden_layers=30,
+                         num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
+                         max_position_embeddings=8192, vocab_size=49152, bos_token_id=1,
+                         eos_token_id=2, tie_word_embeddings=True),
 }  # fmt: skip
+
+# Models by the names that profiles give them: memory is predicted without their files.
+KNOWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "facebook/opt-125m": ("opt-125m", {}),
+    "facebook/opt-1.3b": ("opt-1.3b", {}),
+    "smollm2-135m-instruct": ("smollm2-135m", {}),
+    "chavinlo/alpaca-native": ("llama-7b", {"vocab_size": 32001}),  # and a padding token
+}
+# Parameters and width of classifiers; `parameters` of others are taken from their files.
+CLASSIFIERS = {
+    "sentiment-minilm": {"parameters": 22_713_986, "width": 384},
+    "lvwerra/distilbert-imdb": {"parameters": 66_955_010, "width": 768},
+}
 
 
 def shape_config(name: str, **changes: Any) -> PretrainedConfig:
@@ -35,3 +52,23 @@ def shape_config(name: str, **changes: Any) -> PretrainedConfig:
         raise ConfigError(f"shape is {name!r}: choose one of {', '.join(SHAPES)}.")
     fields = {**SHAPES[name], **changes}
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def known_shape(model_path: str) -> PretrainedConfig | None:
+    """The shape of a model whose name is known here, else None."""
+    if model_path not in KNOWN_MODELS:
+        return None
+    name, changes = KNOWN_MODELS[model_path]
+    return shape_config(name, **changes)
+
+
+def classifier_parameters(name: str) -> dict[str, int]:
+    """`parameters` and `width` of a reward model; of an unknown one by the size of its files."""
+    if name in CLASSIFIERS:
+        return CLASSIFIERS[name]
+    from .assets import AssetError, find_asset
+
+    try:
+        return {"parameters": find_asset(name).bytes // 4, "width": 768}
+    except AssetError:  # not there to be looked at: taken for the post's
+        return CLASSIFIERS["lvwerra/distilbert-imdb"]
