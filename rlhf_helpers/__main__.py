@@ -68,6 +68,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     for name, module, text in (
         ("train-reward", "train_reward", "train the sentiment reward model again"),
         ("bench", "bench", "measure one PPO iteration"),
+        ("memory", "memory_command", "predict, and measure, the memory of a run"),
         ("study", "study", "run a plan of configurations and seeds"),
         ("sweep", "sweep", "search over configuration fields with Ray Tune"),
     ):

@@ -28,6 +28,7 @@ from rlhf_helpers.config_checks import (
     file_path,
     integer,
     mapping,
+    one_of,
     shown,
     text,
     unknown,
@@ -69,7 +70,7 @@ __all__ = [
 
 PROFILES_DIR = Path(__file__).resolve().parent / "profiles"
 # Sections that a profile has beside trlX's six.
-PROFILE_SECTIONS = ("profile", "assets", "evaluation", "prompts")
+PROFILE_SECTIONS = ("profile", "assets", "evaluation", "prompts", "reward")
 
 
 @dataclass
@@ -187,6 +188,8 @@ def validate_config(config: TRLConfig) -> None:
     if config.train.trainer_kwargs:
         warnings.warn("train.trainer_kwargs has no effect here", ConfigWarning, stacklevel=2)
     _require_package("train.tracker", config.train.tracker, config.train.tracker)
+    if config.model.load_in_4bit:
+        _require_package("model.load_in_4bit", True, "bitsandbytes")
     library = optimizer_class_path(config.optimizer.name).split(".")[0]
     _require_package("optimizer.name", config.optimizer.name, library)
 
@@ -239,12 +242,29 @@ _EVALUATION_CHECKS: dict[str, Check] = {
     "n_prompts": integer(2, 1_000_000),  # held-out prompts; an interval needs two
     "samples_per_post_prompt": integer(1, 10_000),  # for each of the post's four prompts
 }
-_PROMPT_CHECKS: dict[str, Check] = {"words": integer(1, 100)}  # of a review that open a prompt
+
+
+def _template(path: str, value: Any) -> str:
+    if text(path, value).count("{opening}") != 1:
+        raise wrong(path, value, "put {opening} where the review's first words go, once")
+    return value
+
+
+_PROMPT_CHECKS: dict[str, Check] = {
+    "words": integer(1, 100),  # of a review, its opening
+    "template": _template,  # the prompt around {opening}; without one it is the opening itself
+}
+_REWARD_CHECKS: dict[str, Check] = {
+    "label": one_of("POSITIVE", "NEGATIVE"),  # whose probability is the reward
+    "text": one_of("sample", "output"),  # what is scored: prompt and output, or the output alone
+}
 _PROFILE_CHECKS = {
     "assets": _ASSET_CHECKS, "evaluation": _EVALUATION_CHECKS, "prompts": _PROMPT_CHECKS,
+    "reward": _REWARD_CHECKS,
 }
 _PROFILE_DEFAULTS = {
     "evaluation": {"n_prompts": 256, "samples_per_post_prompt": 16}, "prompts": {"words": 4},
+    "reward": {"label": "POSITIVE", "text": "sample"},
 }
 
 
@@ -256,7 +276,8 @@ class Profile:
     config: TRLConfig
     assets: dict[str, str]  # policy, reward, data, judge -> asset name or path
     evaluation: dict[str, int]  # n_prompts, samples_per_post_prompt
-    prompts: dict[str, int]  # words
+    prompts: dict[str, Any]  # words, and perhaps template
+    reward: dict[str, str]  # label, text
 
     def to_dict(self) -> dict[str, Any]:
         """What config.yml holds.
@@ -267,7 +288,8 @@ class Profile:
         config = self.config.to_dict()
         config["train"]["checkpoint_dir"] = TrainConfig.checkpoint_dir
         return {"profile": self.name, **config, "assets": dict(self.assets),
-                "evaluation": dict(self.evaluation), "prompts": dict(self.prompts)}
+                "evaluation": dict(self.evaluation), "prompts": dict(self.prompts),
+                "reward": dict(self.reward)}
 
 
 def profile_names() -> list[str]:
@@ -364,7 +386,9 @@ def check_run_dir(profile: Profile, run_dir: str | Path) -> None:
     path = resolve_run_dir(run_dir) / "config.yml"
     if not path.exists():
         return
-    there, here = _flat(read_yaml(path)), _flat(yaml.safe_load(yaml.safe_dump(profile.to_dict())))
+    # Fields that are newer than that file have their defaults there.
+    there, here = (_flat(yaml.safe_load(yaml.safe_dump(p.to_dict())))
+                   for p in (load_profile(path), profile))
     for name in [*here, *(key for key in there if key not in here)]:
         if there.get(name) != here.get(name):
             raise ConfigError(f"{path} belongs to another configuration ({name} is "

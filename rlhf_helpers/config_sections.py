@@ -47,7 +47,7 @@ FOREIGN_FIELDS: dict[str, dict[str, str]] = {
         "trackers": "see train.tracker",
     },
     "model": {
-        "model_extra_configs": "the model is loaded as it is",
+        "model_extra_configs": "see model.dtype and model.load_in_4bit",
         "model_type": "the trainer is chosen by method.name",
         "tokenizer_path": "see tokenizer.tokenizer_path",
     },
@@ -204,6 +204,8 @@ class ModelConfig(Section):
     peft_config: dict[str, Any] | None = setting(optional(config_kwargs.peft_config), None)
     # Not in trlX. None: float32 on a CPU, elsewhere the device's half precision.
     dtype: str | None = setting(optional(one_of("float32", "bfloat16", "float16")), None)
+    # Not in trlX: the frozen matrices in four bits (nf4), through the optional bitsandbytes.
+    load_in_4bit: bool = setting(boolean, False)
 
     def validate(self) -> None:
         super().validate()

@@ -27,12 +27,13 @@ from .shapes import classifier_parameters, known_shape
 FLOAT32 = 4
 ADAM_BYTES = 16  # of a trained float32 parameter: itself, its gradient, two running moments
 PROMPT_TOKENS_PER_WORD = 2.5  # an upper estimate: a prompt of four words has about ten tokens
+TEMPLATE_TOKENS_PER_WORD = 1.6  # plain English with some punctuation has fewer
 # bitsandbytes' nf4 with double quantisation: half a byte a weight, one byte for each 64 of them
 # and one float32 for each 256 of those (Dettmers et al. 2023, section 3).
 BYTES_IN_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Keys and values grow by concatenation, token by token. The C library's heap on a CPU does not
 # fit a grown tensor into the hole that the smaller one leaves: measured 1.8 to 2.2 times the cache.
-HEAP_GROWTH = 2.0
+HEAP_GROWTH = 1.6
 TEXT_TOKENS = 64  # of a text as the reward model reads it
 REWARD_BATCH = 64  # texts that the reward model reads at once (reward.sentiment_reward)
 
@@ -106,6 +107,7 @@ class _Sizes:
     V: int
     kv: int
     gated: bool  # feed-forward with a gate (LLaMA): one wide state more
+    in_4bit: bool
     bytes: int  # of a number of the model
     weights: int  # bytes
     trained: int  # parameters
@@ -132,7 +134,8 @@ class _Sizes:
             prompt=prompt, new=new, h=h, f=inner, L=depth,
             U=depth if unfrozen < 0 else min(max(unfrozen, 1), depth), V=shape.vocab_size,
             kv=(getattr(shape, "num_key_value_heads", None) or heads) * h // heads,
-            gated=shape.model_type in ("llama", "mistral", "qwen2"), bytes=number,
+            gated=shape.model_type in ("llama", "mistral", "qwen2"), in_4bit=model.load_in_4bit,
+            bytes=number,
             weights=_weight_bytes(counts["base"], shape, model, number),
             trained=counts["trained"], on_gpu=on_gpu,
         )  # fmt: skip
@@ -163,12 +166,14 @@ def _top_layers(shape: Any, model: Any) -> int:
 
 
 def _weight_bytes(base: int, shape: Any, model: Any, number: int) -> int:
-    """In 4 bits only the layers' matrices are kept so; embeddings and head keep the dtype."""
-    if not getattr(model, "load_in_4bit", False):
+    """In 4 bits is the trunk only; top layers, embeddings and head keep the dtype."""
+    if not model.load_in_4bit:
         return base * number
     tied = getattr(shape, "tie_word_embeddings", True)
     embeddings = shape.vocab_size * shape.hidden_size * (1 if tied else 2)
-    return round((base - embeddings) * BYTES_IN_4BIT) + embeddings * number
+    depth, top = shape.num_hidden_layers, max(model.num_layers_unfrozen, 1)
+    trunk = (base - embeddings) * (depth - top) // depth
+    return round(trunk * BYTES_IN_4BIT) + (base - trunk) * number
 
 
 # --- phases ----------------------------------------------------------------------------------
@@ -198,7 +203,8 @@ def _scoring(s: _Sizes) -> dict[str, int]:
 
 def _layer_at_work(s: _Sizes, tokens: int) -> int:
     """A layer's largest moment without gradients: two wide states, and the residual stream."""
-    return tokens * ((3 if s.gated else 2) * s.f + 4 * s.h) * s.bytes
+    unpacked = s.f * s.h * s.bytes if s.in_4bit else 0  # one matrix at a time
+    return tokens * ((3 if s.gated else 2) * s.f + 4 * s.h) * s.bytes + unpacked
 
 
 def _update(s: _Sizes) -> dict[str, int]:
@@ -229,7 +235,11 @@ def predict_profile(profile: Profile, on_gpu: bool | None = None) -> MemoryPredi
         import torch
 
         on_gpu = torch.cuda.is_available()
-    prompt_tokens = round(PROMPT_TOKENS_PER_WORD * profile.prompts["words"])
+    template_words = len(profile.prompts.get("template", "").split())
+    prompt_tokens = round(
+        PROMPT_TOKENS_PER_WORD * profile.prompts["words"]
+        + TEMPLATE_TOKENS_PER_WORD * template_words
+    )
     reward = classifier_parameters(profile.assets["reward"])
     return predict(
         profile.config, profile_shape(profile), prompt_tokens, reward["parameters"],
@@ -281,5 +291,22 @@ REMEDIES = {
 
 def largest_part(parts: dict[str, int]) -> tuple[str, str]:
     """The part that weighs most, and the setting that shrinks it."""
-    name = max(parts, key=lambda part: parts[part])
+    name = max((part for part in parts if part in REMEDIES), key=lambda part: parts[part])
     return name, REMEDIES[name]
+
+
+def with_libraries(parts: dict[str, int]) -> dict[str, int]:
+    """The parts, and what is there before a run counts: this process, or the GPU's context."""
+    import torch
+
+    if torch.cuda.is_available():
+        return parts | {"GPU context": round(0.5e9)}  # CUDA's own, about half a gigabyte
+    return parts | {"Python and libraries": resident_bytes()}
+
+
+def advice(parts: dict[str, int], available: int) -> str:
+    """Whether it fits, and which setting to lower first."""
+    missing = sum(parts.values()) - available
+    name, remedy = largest_part(parts)
+    verdict = f"It does not fit: {missing / 1e9:.2f} GB too much." if missing > 0 else "It fits."
+    return f"{verdict} The largest part is {name!r}; to need less of it: {remedy}."

@@ -10,6 +10,7 @@ Shapes: B sequences, N tokens, h hidden width, T response columns.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator
@@ -20,7 +21,14 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from .config import ConfigError, ModelConfig, TokenizerConfig, TRLConfig
 from .frozen_head import frozen_head_logprobs, is_frozen_linear
@@ -304,6 +312,11 @@ class Policy(nn.Module):
         `AutoModelForCausalLM.from_pretrained(directory)` has the policy's logits; it knows
         nothing of LoRA. The value head is not part of it.
         """
+        if getattr(self.base, "is_loaded_in_4bit", False):
+            raise ConfigError(
+                "model.load_in_4bit is True: a merged model needs weights in full; save the policy "
+                "without merge and load it with load_in_4bit false first."
+            )
         plain = _without_weights(self.base)
         plain.load_state_dict(merged_state_dict(self.base), strict=False, assign=True)
         plain.tie_weights()
@@ -350,10 +363,46 @@ def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
 
 
 def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
-    """The pretrained causal model by name or path, in the configured number type."""
+    """The pretrained causal model by name or path, in the configured number type.
+
+    With `load_in_4bit` the frozen trunk is quantised while it is read; the top layers, where
+    LoRA lies or which learn themselves, keep their number type.
+    """
     path = model_path(config.model_path)
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(config, device))
-    return base.to(device)
+    dtype = _dtype(config, device)
+    if not config.load_in_4bit:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "model.load_in_4bit is True: install the package bitsandbytes or set it to false."
+        )
+    kept = unquantised_modules(AutoConfig.from_pretrained(path), config.num_layers_unfrozen)
+    four_bits = BitsAndBytesConfig(  # nf4, as in QLoRA (Dettmers et al. 2023)
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, quantization_config=four_bits, device_map={"": device}
+    )
+
+
+def unquantised_modules(shape: PretrainedConfig, num_layers_unfrozen: int) -> list[str]:
+    """The linear modules that stay as they are beside a 4-bit trunk: top layers, output head.
+
+    ConfigError where that leaves nothing to quantise.
+    """
+    if not 0 <= num_layers_unfrozen < shape.num_hidden_layers:
+        raise ConfigError(
+            f"model.num_layers_unfrozen is {num_layers_unfrozen}: with model.load_in_4bit only "
+            f"layers below the top are quantised, give less than {shape.num_hidden_layers}."
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    decoder = model.get_decoder()
+    layers = decoder.layers if hasattr(decoder, "layers") else decoder.h
+    top = layers[len(layers) - max(num_layers_unfrozen, 1) :]
+    inside = {id(m) for m in top.modules()} | {id(model.get_output_embeddings())}
+    return [name for name, m in model.named_modules() if id(m) in inside and not list(m.children())]
 
 
 def load_policy(config: TRLConfig, device: torch.device | str | None = None) -> Policy:

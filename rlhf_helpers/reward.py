@@ -116,32 +116,44 @@ def pipeline(task: str, model: str, **kwargs: Any) -> Any:
 
 def get_positive_score(scores: Iterable[dict[str, Any]]) -> float:
     """P(POSITIVE) from one text's output of the sentiment pipeline, as in trlX's examples."""
+    return score_of(scores, "POSITIVE")
+
+
+def score_of(scores: Iterable[dict[str, Any]], label: str) -> float:
+    """The probability of one label in one text's output of the sentiment pipeline."""
     by_label = {score["label"]: score["score"] for score in scores}
-    if "POSITIVE" not in by_label:
+    if label not in by_label:
         raise RewardError(
             f"the sentiment model has the labels {', '.join(map(repr, by_label))} but no "
-            f"'POSITIVE': choose a model whose id2label says POSITIVE and NEGATIVE."
+            f"{label!r}: choose a model whose id2label says POSITIVE and NEGATIVE."
         )
-    return by_label["POSITIVE"]
+    return by_label[label]
 
 
 def sentiment_reward(
-    name: str, device: int | str | torch.device | None = None, batch_size: int = 64
+    name: str,
+    device: int | str | torch.device | None = None,
+    batch_size: int = 64,
+    label: str = "POSITIVE",
+    text: str = "sample",
 ) -> Callable[..., list[float]]:
     """A reward function: P(POSITIVE) of each whole sample, in the order of the samples.
 
+    `label` may be NEGATIVE instead; with `text` "output" the prompt is not scored along.
     Texts of like length share a batch, so that little padding is computed.
     """
     sentiment_fn = sentiment_pipeline(name, device, batch_size)
 
     def reward_fn(samples: list[str], **kwargs: Any) -> list[float]:
+        if text == "output":
+            samples = kwargs.get("outputs", samples)
         if not samples:  # the pipeline cannot take an empty list
             return []
         order = sorted(range(len(samples)), key=lambda i: (len(samples[i]), i))
         scores = sentiment_fn([samples[i] for i in order])
         rewards = [0.0] * len(samples)
         for i, score in zip(order, scores, strict=True):
-            rewards[i] = get_positive_score(score)
+            rewards[i] = score_of(score, label)
         return rewards
 
     return reward_fn

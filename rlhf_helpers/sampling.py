@@ -25,13 +25,14 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from .assets import POST_EVAL_PROMPTS, heldout_prompts, load_reviews
+from .assets import heldout_prompts, load_reviews
 from .config import Profile
 from .policy import Policy
 from .ppo import kl_k1, kl_k3
 from .progress import Progress
 from .prompts import pad_prompts, tokenize_prompts
 from .rollout import keep_sampled_ids, to_text
+from .task import post_prompts, prompt_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def evaluation_prompts(profile: Profile, reviews=None) -> list[EvalPrompt]:
     reviews = reviews if reviews is not None else load_reviews(profile.assets["data"])
     n, repeats = profile.evaluation["n_prompts"], profile.evaluation["samples_per_post_prompt"]
     heldout = heldout_prompts(reviews, profile.prompts["words"], n)
-    chosen = [(p, "heldout") for p in heldout] + [(p, "post") for p in POST_EVAL_PROMPTS] * repeats
+    chosen = [(prompt_of(profile, opening), "heldout") for opening in heldout]
+    chosen += [(prompt, "post") for prompt in post_prompts(profile)] * repeats
     first = profile.config.train.seed * 1_000_000
     return [EvalPrompt(prompt, group, first + i) for i, (prompt, group) in enumerate(chosen)]
 
@@ -205,18 +207,21 @@ def sample_records(
             corrected = method.semantics == "corrected"
             samples = sample(policy, batch, method.gen_kwargs, room, corrected)
             costs = divergence(policy, samples)
-            records += _records(samples, costs, reward_fn, judge)
+            records += _records(samples, costs, reward_fn, judge, profile.reward)
             progress.update(n=len(batch))
     return records
 
 
-def _records(samples, costs, reward_fn, judge) -> list[dict[str, Any]]:
+def _records(samples, costs, reward_fn, judge, task) -> list[dict[str, Any]]:
     prompts, outputs = [s.prompt for s in samples], [s.output for s in samples]
     whole = [p + o for p, o in zip(prompts, outputs, strict=True)]
     rewards = reward_fn(samples=whole, prompts=prompts, outputs=outputs)
     # The prompt's own words move the score: the continuation is scored alone as well.
     continuations = reward_fn(samples=outputs, prompts=prompts, outputs=outputs)
-    judged = judge.score(whole) if judge is not None else None
+    judged = None
+    if judge is not None:  # it says P(positive); the task may want the opposite, of less text
+        judged = judge.score(outputs if task["text"] == "output" else whole)
+        judged = judged if task["label"] == "POSITIVE" else [1 - score for score in judged]
     records = []
     for i, s in enumerate(samples):
         record = {

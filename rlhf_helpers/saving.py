@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from .checkpoint import check_same_config, checkpoint_name, load_newest, save_checkpoint
+from .config import TRLConfig
 from .run_files import atomic_write_text, written_together
 from .training_state import restore, state_of
 
@@ -70,7 +71,8 @@ class Saving:
         state = load_newest(root / "checkpoints" if (root / "checkpoints").is_dir() else root)
         if state is None:
             return False
-        check_same_config(state["config"], self.trainer.config.to_dict(), root)
+        saved = TRLConfig.from_dict(state["config"]).to_dict()  # with fields newer than the file
+        check_same_config(saved, self.trainer.config.to_dict(), root)
         restore(self.trainer, state)
         return True
 

@@ -8,7 +8,6 @@ from .assets import (
     HELD_OUT_BUCKET,
     JUDGE_BUCKETS,
     REWARD_BUCKETS,
-    asset_table,
     heldout_prompts,
     load_reviews,
     review_opening,
@@ -63,16 +62,12 @@ def data_report(profile: Profile, reviews: Dataset) -> dict[str, Any]:
 def model_report(profile: Profile) -> dict[str, Any]:
     """Sizes of the policy from its configuration alone, and the memory that a run needs."""
     from .lora import meta_report
-    from .memory import memory_parts
-    from .policy import model_config_of
+    from .memory import predict_profile, profile_shape
 
     model = profile.config.model
-    config = model_config_of(model)
+    config = profile_shape(profile)
     report = meta_report(config, model)
-    rewards = [row for row in asset_table(profile) if row["role"].startswith("reward")]
-    # Files in half precision are read as float32 on a CPU; the encoder's are float32 already.
-    reward_bytes = sum(row["bytes"] or 0 for row in rows_of_models(rewards))
-    dtype_bytes = 2 if model.dtype in ("float16", "bfloat16") else 4
+    memory = predict_profile(profile)
     return {
         "type": config.model_type,
         "layers": config.num_hidden_layers,
@@ -81,11 +76,6 @@ def model_report(profile: Profile) -> dict[str, Any]:
         "parameters": report["total"] - report["lora"],
         "lora": report["lora"],
         "value_head": report["value_head"],
-        "memory": memory_parts(profile, config, report, reward_bytes, dtype_bytes),
+        "memory": memory.parts,
+        "memory_phase": memory.peak_phase,
     }
-
-
-def rows_of_models(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the asset table that are whole models: an encoder replaces its small adapter."""
-    encoders = [row for row in rows if row["role"].endswith("encoder")]
-    return encoders or rows
