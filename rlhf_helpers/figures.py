@@ -305,7 +305,7 @@ def memory_bar(parts: Mapping[str, float], limit: float) -> Figure:
     start, total = 0.0, sum(parts.values())
     for i, (name, size) in enumerate(parts.items()):
         ax.barh(0, size / 1e9, left=start / 1e9, height=0.5, color=PARTS[i % len(PARTS)],
-                edgecolor="white", label=f"{name} {_gigabytes(size)}")
+                edgecolor="white", linewidth=0.3, label=f"{name} {_gigabytes(size)}")
         start += size
     ax.axvline(limit / 1e9, color=RED, linewidth=2, linestyle="--")
     ax.annotate(f"available: {_gigabytes(limit)}", (limit / 1e9, 0.42), color=RED, ha="right",

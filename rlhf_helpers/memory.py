@@ -149,9 +149,15 @@ def number_bytes(dtype: str | None, on_gpu: bool) -> int:
 
 def _parameters(shape: Any, model: Any) -> dict[str, int]:
     """`base` parameters of the model, and `trained` ones: LoRA (or top layers) and value head."""
-    from .lora import meta_report
+    import torch
+    from transformers import AutoModelForCausalLM
 
-    report = meta_report(shape, model)
+    from .lora import add_lora, parameter_report
+
+    with torch.device("meta"):  # every shape and not one weight
+        empty = AutoModelForCausalLM.from_config(shape)
+    add_lora(empty, model)
+    report = parameter_report(empty)
     trained = report["trainable_with_value_head"]
     if not report["lora"]:
         trained = report["value_head"] + _top_layers(shape, model)

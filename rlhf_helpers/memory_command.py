@@ -1,8 +1,8 @@
 """`python -m rlhf_helpers memory`: what a run needs, by part, beside what this machine has.
 
-    python -m rlhf_helpers memory                                   # every profile, on CPU and GPU
-    python -m rlhf_helpers memory --profile cpu --set method.chunk_size=32
-    python -m rlhf_helpers memory --table --out figures/bench       # predicted beside measured
+python -m rlhf_helpers memory                                   # every profile, on CPU and GPU
+python -m rlhf_helpers memory --profile cpu --set method.chunk_size=32
+python -m rlhf_helpers memory --table --out figures/bench       # predicted beside measured
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,12 @@ class Case:
 # Each differs from an earlier one in what one part depends on.
 CASES = (
     Case("deep", 8, 16, 40, 16),
-    Case("deep", 32, 128, 40, 128),
-    Case("deep", 16, 64, 80, 16, layers=24, modules="all"),
+    Case("deep", 16, 64, 40, 64),
+    Case("deep", 16, 16, 80, 16, layers=24, modules="all"),
     Case("opt-125m", 8, 16, 40, 16),
-    Case("opt-125m", 32, 64, 24, 32),
-    Case("opt-125m", 16, 32, 40, 32, layers=4, modules="all"),
-    Case("smollm2-135m", 16, 64, 24, 64, layers=4, modules="all"),
+    Case("opt-125m", 32, 32, 24, 16),
+    Case("opt-125m", 16, 16, 16, 16, layers=4, modules="all"),
+    Case("smollm2-135m", 16, 32, 24, 32, layers=4, modules="all"),
 )
 GPU_CASES = (
     Case("opt-125m", 32, 128, 40, 128),
@@ -136,14 +135,18 @@ def measured_table(folder: Path, cases: tuple[Case, ...] | None = None) -> str:
             prediction = predict(config, shape, PROMPT_TOKENS, on_gpu=on_gpu)
             measured = measure(config, shape, PROMPT_TOKENS)
             rows.append(row_of(case, prediction, measured))
+            text = csv_text(rows)
+            atomic_write_text(folder / f"memory_{'gpu' if on_gpu else 'cpu'}.csv", text)
             progress.update()
-            print(rows[-1], file=sys.stderr, flush=True)
+    return text
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / f"memory_{'gpu' if on_gpu else 'cpu'}.csv", text.getvalue())
     return text.getvalue()
 
 

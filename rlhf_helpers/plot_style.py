@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 ORANGE, BLUE, GREEN = "#E69F00", "#0072B2", "#009E73"
 RED, PURPLE, GREY = "#D55E00", "#CC79A7", "#767676"
 BEFORE, AFTER = ORANGE, BLUE
-PARTS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#F0E442", GREY)
+PARTS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#F0E442", "#8C6D31", "#B5CF6B", "#393B79", GREY)
 SEED_STYLES = ("-", "--", ":", "-.")
 WIDTH = 7.0  # inches, at 100 dots per inch: 700 pixels
 FILE_DPI = 200

@@ -58,9 +58,7 @@ def test_the_real_profile_is_valid_and_its_prediction_needs_no_files():
     in_bfloat16 = predict_profile(profile, on_gpu=True)
     assert in_bfloat16.lasting["policy weights"] == 2 * (6_738_415_616 + 2 * 4096)
     assert 18e9 < in_bfloat16.peak < 24e9
-    four_bits = load_profile(
-        "alpaca-7b", {"model.dtype": "float16", "model.load_in_4bit": True}
-    )
+    four_bits = load_profile("alpaca-7b", {"model.dtype": "float16", "model.load_in_4bit": True})
     assert predict_profile(four_bits, on_gpu=True).peak < 14e9  # a T4 has 15 to 16
 
 

@@ -1,6 +1,5 @@
-"""What the notebooks call: tables, start, reward checks, memory by hand, cost tables."""
+"""What the notebooks call: tables, start, reward checks, cost tables."""
 
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -9,7 +8,6 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from rlhf_helpers import notebook_costs, run_files
 from rlhf_helpers.config import ConfigError, load_profile
 from rlhf_helpers.lesson_figures import clipping_plot
-from rlhf_helpers.memory import largest_part, memory_parts
 from rlhf_helpers.notebook_start import start
 from rlhf_helpers.reward_check import accuracy, is_right, reliability_rows, surest_errors
 from rlhf_helpers.run_files import MissingRunFileError, atomic_write_json
@@ -89,25 +87,6 @@ def test_reliability_by_hand():
     assert table[0]["reward"] == pytest.approx((0.1 + 0.45) / 2)
     assert [row["positive"] for row in table] == [0.5, 0.5]
     assert reliability_rows(ROWS[:1], n_bins=2)[0]["reward"] is None
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def test_memory_by_hand():
-    """Smoke: 16 texts at once, 8 in a minibatch, sequences of 10 + 12 + 1 = 23 tokens."""
-    model = SimpleNamespace(num_hidden_layers=6, hidden_size=10, vocab_size=100, ffn_dim=40)
-    counts = {"total": 1000, "trainable_with_value_head": 50}
-    parts = memory_parts(load_profile("smoke"), model, counts, reward_bytes=7, dtype_bytes=4)
-    assert parts["policy weights"] == 4000
-    assert parts["reward model"] == 7
-    assert parts["trained parts"] == 800
-    assert parts["key-value cache"] == 2 * 6 * 16 * 23 * 10 * 4
-    assert parts["logits of a chunk"] == 2 * 16 * 23 * 100 * 4
-    assert parts["rollouts"] == 16 * 23 * 10 * 4
-    # Two top layers, 100 + 80 numbers a token; 13 response columns' logits, four times.
-    assert parts["one update"] == 2 * 8 * 23 * 180 * 4 + 4 * 8 * 13 * 100 * 4
-    assert largest_part(parts)[0] == max(parts, key=parts.get)
 
 
 # --- cost tables ----------------------------------------------------------------------------------
