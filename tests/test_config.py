@@ -48,7 +48,7 @@ from rlhf_helpers.config_kwargs import OPTIMIZERS, SCHEDULERS
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text())
 ADDED = {
     "method": ["semantics"],
-    "model": ["peft_config", "dtype"],
+    "model": ["peft_config", "dtype", "load_in_4bit"],
     "train": ["checkpoint_seconds", "keep_checkpoints", "reward_timeout_seconds",
               "reward_retries", "watchdog"],
 }
@@ -675,14 +675,14 @@ def test_every_profile_trains(name):
     assert profile.assets["policy"] == profile.config.model.model_path
     assert profile.config.tokenizer.tokenizer_path == profile.config.model.model_path
     assert profile.config.train.tracker is None  # nothing leaves the machine by default
-    assert profile.prompts == {"words": 4}
+    assert profile.prompts["words"] == 4
     # A profile is a YAML file of trlX's format.
     path = Path(config_sections.__file__).parent / "profiles" / f"{name}.yml"
     assert TRLConfig.load_yaml(path) == profile.config
 
 
 def test_profiles_of_the_tutorial_exist():
-    assert {"cpu", "smoke", "seed", "t4", "smollm2"} <= set(profile_names())
+    assert {"cpu", "smoke", "seed", "t4", "smollm2", "alpaca-7b"} <= set(profile_names())
     smoke = load_profile("smoke")
     assert smoke.config.train.total_steps == 4
     assert smoke.config.method.num_rollouts == 16
