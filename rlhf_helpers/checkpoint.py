@@ -123,6 +123,8 @@ def _damage(checkpoint: Path) -> str | None:
         hashes = json.loads((checkpoint / HASHES).read_text())
         if not isinstance(hashes, dict) or STATE not in hashes:
             return f"{HASHES} names no {STATE}"
+        if any(Path(name).name != name for name in hashes):
+            return f"{HASHES} names a file outside of it"
         wrong = [name for name, digest in hashes.items() if _sha256(checkpoint / name) != digest]
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

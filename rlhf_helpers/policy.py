@@ -355,7 +355,8 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
     """The tokenizer by name or path, with pad := eos as trlX sets it."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path(config.tokenizer_path))
+    path = model_path(config.tokenizer_path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # and no question
     tokenizer.padding_side = config.padding_side
     tokenizer.truncation_side = config.truncation_side
     tokenizer.pad_token = tokenizer.eos_token
@@ -371,7 +372,8 @@ def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
     path = model_path(config.model_path)
     dtype = _dtype(config, device)
     if not config.load_in_4bit:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        return base.to(device)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "model.load_in_4bit is True: install the package bitsandbytes or set it to false."
@@ -382,8 +384,9 @@ def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
         bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept,
     )  # fmt: skip
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, quantization_config=four_bits, device_map={"": device}
-    )
+        path, dtype=dtype, quantization_config=four_bits, device_map={"": device},
+        trust_remote_code=False,
+    )  # fmt: skip
 
 
 def unquantised_modules(shape: PretrainedConfig, num_layers_unfrozen: int) -> list[str]:

@@ -100,6 +100,30 @@ def check_prompts(name: str, prompts: Sequence[str | dict] | None) -> list[str |
     return list(prompts)
 
 
+def check_fits_model(prompts: Sequence[Prompt], base: Any, gen_kwargs: dict, path: str) -> None:
+    """ConfigError where prompts and new tokens exceed the model's positions, or a token its ids.
+
+    `gen_kwargs` are the settings `path`; only a model that learned an embedding for each position
+    has a last one. trlX's way to tokenise outputs again may put one token in front of them.
+    """
+    vocabulary = base.get_input_embeddings().num_embeddings
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        if gen_kwargs.get(name, 0) >= vocabulary:
+            raise ConfigError(
+                f"{path}.{name} is {gen_kwargs[name]}: give a token of the model, below "
+                f"{vocabulary}."
+            )
+    learned = any(n.endswith(("embed_positions", "wpe")) for n, _ in base.named_modules())
+    positions = getattr(base.config, "max_position_embeddings", None)
+    longest, new = max(len(p.input_ids) for p in prompts), gen_kwargs["max_new_tokens"]
+    if learned and positions is not None and longest + new + 1 > positions:
+        raise ConfigError(
+            f"{path}.max_new_tokens is {new}: the longest prompt has {longest} tokens and the "
+            f"model has {positions} positions, so give at most {max(1, positions - longest - 1)}, "
+            "or a smaller train.seq_length, to which prompts are cut."
+        )
+
+
 def metadata_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """What the prompts carry beside their text: a list for each name, None where one lacks it."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.metadata)

@@ -34,7 +34,7 @@ from .policy import Policy, load_policy
 from .ppo import gae, kl_controller, ppo_loss, whiten
 from .processes import Processes, local_device
 from .progress import Progress
-from .prompts import PromptStream, check_prompts, tokenize_prompts
+from .prompts import PromptStream, check_fits_model, check_prompts, tokenize_prompts
 from .random_states import undone_on_failure
 from .reward import RewardError
 from .rollout import Minibatch, Rollout, collate, shuffled_minibatches
@@ -175,6 +175,10 @@ class PPOTrainer:
             tokenize_prompts(texts, self.tokenizer, room, add_special_tokens=self.corrected)
             for texts in (prompts, eval_prompts)
         )
+        for key in ("gen_kwargs", "gen_experience_kwargs"):
+            if getattr(method, key) is not None:
+                every = [*tokenised, *all_eval_prompts]
+                check_fits_model(every, self.policy.base, getattr(method, key), f"method.{key}")
         self.eval_prompts = self.processes.own(all_eval_prompts)
         chunk_size = self.processes.share(method.chunk_size, "method.chunk_size")
         stream = PromptStream(self.processes.own(tokenised), chunk_size, train.seed)
