@@ -20,6 +20,7 @@ from typing import Any
 
 from .config import (
     ConfigError,
+    Profile,
     check_run_dir,
     load_profile,
     repo_root,
@@ -29,7 +30,8 @@ from .config import (
 from .kernels import InterpreterKernelManager
 from .manifest import record_notebook, write_manifest
 from .notebook_watch import CellNumbers, NotebookWatch, TimeEstimate, clock
-from .run_files import RunDir
+from .run_files import RunDir, writing_to
+from .run_lock import only_run_in
 
 EXECUTED, FAILED, INTERRUPTED = "executed", "failed", "interrupted"
 
@@ -88,6 +90,20 @@ def run_pipeline(
     loaded = load_profile(profile, overrides=overrides, seed=seed, run_dir=run_dir)
     check_run_dir(loaded, run_dir)
     run = RunDir(resolve_run_dir(run_dir))
+    with writing_to(run.path), only_run_in(run.path, ".pipeline.lock"):
+        return _run_locked(paths, loaded, run, run_dir, profile, overrides, reference_run)
+
+
+def _run_locked(
+    paths: list[Path],
+    loaded: Profile,
+    run: RunDir,
+    run_dir: str | Path,
+    profile: str,
+    overrides: Mapping[str, Any] | None,
+    reference_run: bool,
+) -> list[NotebookResult]:
+    """Execute the notebooks in a run directory that no other pipeline uses."""
     save_config(loaded, run_dir)
     manifest = write_manifest(run, loaded)
     if not reference_run:  # which is shown without the models that made it

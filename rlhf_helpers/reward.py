@@ -3,13 +3,15 @@ what they returned."""
 
 from __future__ import annotations
 
+import decimal
+import itertools
 import json
 import math
 import numbers
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from .assets import find_asset
+from .config_checks import shown
 
 if TYPE_CHECKING:
     from transformers import TextClassificationPipeline
@@ -39,6 +42,9 @@ PROGRAMMING_ERRORS = (
     SyntaxError,
     TypeError,
 )
+
+
+LARGEST = 1e30  # rewards are stored as float32, and their squares are summed
 
 
 class RewardError(ValueError):
@@ -192,12 +198,12 @@ class _OutOfTime(Exception):
 def _call_within(reward_fn: Callable[..., Any], seconds: float | None, kwargs: dict) -> Any:
     """Call in this thread, or in a daemon thread of which only `seconds` are awaited."""
     if seconds is None:
-        return reward_fn(**kwargs)
+        return _computed(reward_fn(**kwargs))
     outcome: dict[str, Any] = {}
 
     def target() -> None:
         try:
-            outcome["value"] = reward_fn(**kwargs)
+            outcome["value"] = _computed(reward_fn(**kwargs))
         except BaseException as error:  # carried over to the caller's thread
             outcome["error"] = error
 
@@ -209,6 +215,11 @@ def _call_within(reward_fn: Callable[..., Any], seconds: float | None, kwargs: d
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
+
+
+def _computed(value: Any) -> Any:
+    """What a generator has still to compute, computed: its errors are those of the call."""
+    return list(itertools.islice(value, 1_000_000)) if isinstance(value, Iterator) else value
 
 
 def _failure(error: Exception, timeout_seconds: float | None, attempt: int) -> str:
@@ -245,7 +256,7 @@ def check_rewards(
         )
     if not isinstance(rows, Iterable):
         rows = [rows]  # a bare number is harmless where there is one sample
-    rows = [_plain(row) for row in rows]
+    rows = [_plain(row) for row in itertools.islice(rows, len(samples) + 1000)]  # it may be endless
     if len(rows) != len(samples):
         raise RewardError(
             f"reward_fn returned {len(rows)} rewards for {len(samples)} samples: return one "
@@ -277,12 +288,12 @@ def _plain(value: Any) -> Any:
 
 def _number(value: Any, index: int, samples: list[str], token: int | None = None) -> float:
     """`value` as a finite float, or RewardError with its place."""
-    if isinstance(value, numbers.Real):
+    if isinstance(value, numbers.Real | decimal.Decimal):
         try:
             number = float(value)
         except OverflowError:  # an integer beyond floats
             number = math.inf
-        if math.isfinite(number):
+        if abs(number) <= LARGEST:  # neither infinite nor NaN, nor so in float32
             return number
     place = f"sample {index}" + (f", token {token}" if token is not None else "")
     if isinstance(value, str):
@@ -290,7 +301,7 @@ def _number(value: Any, index: int, samples: list[str], token: int | None = None
     elif value is None:
         remedy = "return a number on every path of the function"
     else:
-        remedy = "return a finite number"
+        remedy = f"return a finite number, of at most {LARGEST:g}"
     raise RewardError(
         f"reward_fn returned {_show(value)} ({type(value).__name__}) for {place}, "
         f"{_show(samples[index])}: {remedy}."
@@ -298,5 +309,4 @@ def _number(value: Any, index: int, samples: list[str], token: int | None = None
 
 
 def _show(value: Any, length: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return shown(value, length)

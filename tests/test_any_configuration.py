@@ -124,7 +124,8 @@ def overrides(draw):
 
 def test_every_setting_is_tried():
     known = {path.rsplit(".", 1)[-1] for path in FIELDS}
-    of_libraries = {k for table in (OPTIMIZERS, SCHEDULERS) for _, own in table.values() for k in own}
+    libraries = [*OPTIMIZERS.values(), *SCHEDULERS.values()]
+    of_libraries = {option for _, own in libraries for option in own}
     assert LIKELY.keys() <= known | of_libraries
     assert {"train.watchdog.action", "method.gamma", "optimizer.kwargs.betas"} <= set(FIELDS)
 

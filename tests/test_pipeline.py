@@ -20,6 +20,7 @@ from rlhf_helpers.kernels import kernel_environment
 from rlhf_helpers.notebook_watch import CellNumbers, NotebookWatch, TimeEstimate, clock
 from rlhf_helpers.pipeline import PipelineError, notebook_paths, run_pipeline
 from rlhf_helpers.run_files import RunDir, atomic_write_json, read_json
+from rlhf_helpers.run_lock import only_run_in
 
 SHOW_ALL = """\
 import json, os, sys
@@ -121,6 +122,15 @@ def test_a_run_directory_of_another_configuration_is_refused(tmp_path, without_a
     with pytest.raises(ConfigError, match="train.seed is 1 there and 2 here"):
         run_pipeline("smoke", tmp_path / "run", seed=2, notebook_folder=folder)
     assert (tmp_path / "run" / "config.yml").read_bytes() == before
+
+
+def test_two_pipelines_in_one_directory_exclude_each_other(tmp_path, without_assets):
+    write_notebook(tmp_path / "notebooks", "01_first.ipynb", "x = 1")
+    (tmp_path / "run").mkdir()
+    with only_run_in(tmp_path / "run", ".pipeline.lock"):
+        with pytest.raises(ConfigError, match="in use by another run"):
+            run_pipeline("smoke", tmp_path / "run", notebook_folder=tmp_path / "notebooks")
+    assert not (tmp_path / "run" / "notebooks").exists()
 
 
 def test_a_missing_asset_is_reported_before_any_notebook_runs(tmp_path, monkeypatch):

@@ -5,10 +5,13 @@ import math
 import re
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,6 +42,9 @@ SAMPLES = ["a fine film", "a bad film", "a film"]
         [torch.tensor(0.25), torch.tensor(1), torch.tensor(-2, dtype=torch.bfloat16)],
         [torch.tensor([0.25]), torch.tensor([1.0]), torch.tensor([-2.0])],
         [0.25, True, -2],
+        [Fraction(1, 4), np.bool_(True), Decimal("-2")],
+        np.array([0.25, 1, -2.0], dtype=object),
+        pd.Series([0.25, 1, -2.0]),
         map(float, ["0.25", "1", "-2"]),
     ],
 )
@@ -65,6 +71,7 @@ def test_one_number_for_one_sample():
         (np.float64("inf"), "finite"),
         ("0.5", "float"),
         (10**400, "finite"),
+        (1e39, "finite number, of at most 1e\\+30"),
         (1j, "finite"),
     ],
 )
@@ -163,6 +170,28 @@ def test_a_programming_error_is_not_retried():
     with pytest.raises(RewardError, match="KeyError.*mend the function"):
         call_reward_fn(reward_fn, retries=5, backoff_seconds=0.0, samples=SAMPLES)
     assert reward_fn.calls == 1
+
+
+def test_a_generator_fails_and_hangs_as_part_of_the_call():
+    def slow(samples):
+        for _ in samples:
+            yield 1.0
+            raise ConnectionError("busy")
+
+    with pytest.raises(RewardError, match="ConnectionError: busy.*after 2 attempts"):
+        call_reward_fn(slow, retries=1, backoff_seconds=0.0, samples=SAMPLES)
+    endless = call_reward_fn(lambda samples: iter(lambda: 1.0, None), samples=SAMPLES)
+    with pytest.raises(RewardError, match="for 3 samples"):
+        check_rewards(endless, SAMPLES)
+
+
+def test_a_value_that_cannot_even_be_shown():
+    class Broken:
+        def __repr__(self):
+            raise OSError
+
+    with pytest.raises(RewardError, match="a value of type Broken .Broken. for sample 0"):
+        check_rewards([Broken(), 1.0, 1.0], SAMPLES)
 
 
 def test_waiting_times_double(monkeypatch):

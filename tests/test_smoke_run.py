@@ -17,6 +17,14 @@ NUMBERS_OF_EVALUATION = (
 )  # fmt: skip
 
 
+# Where tokens and keys usually lie, each with a value that nothing else has.
+SECRETS = {
+    name: f"planted-{name.lower().replace('_', '-')}-5f1c"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY",
+                 "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN")
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One run of the whole chain; what it printed is kept beside it."""
@@ -24,6 +32,8 @@ def smoke(tmp_path_factory):
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
         patch.setattr("sys.stdout", printed)
         code = main(["run", "--profile", "smoke", "--run-dir", str(run_dir), "--seed", "3"])
     assert code == 0, printed.getvalue()[-6000:]
@@ -120,3 +130,12 @@ def test_the_terminal_shows_before_and_after_costs_and_places(smoke):
         assert printed.count(Path(name).stem) >= 2  # while it runs, and in the table
     assert f"Executed notebooks: {run.notebooks}" in printed
     assert f"Figures: {run.figures}" in printed
+
+
+def test_no_token_or_key_is_in_anything_that_the_run_left(smoke):
+    run, printed = smoke
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for secret in SECRETS.values():
+        assert secret not in printed
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
