@@ -74,6 +74,15 @@ LIKELY = {
     "layers_to_transform": st.sampled_from([0, 2, 3, [0, 1], []]), "action": st.just("skip"),
     "use_rslora": st.booleans(), "fan_in_fan_out": st.booleans(), "delta_type": st.just("lora"),
     "max_kl": numbers, "max_gradient_growth": numbers, "min_entropy_share": shares,
+    "name": st.just("PPOConfig"), "num_beams": st.just(1), "num_beam_groups": st.just(1),
+    "num_return_sequences": st.just(1), "last_epoch": st.just(-1), "maximize": st.just(False),
+    "amsgrad": st.booleans(), "foreach": st.booleans(), "fused": st.booleans(),
+    "task_type": st.just("CAUSAL_LM"), "peft_version": st.just("0.20.0"),
+    "revision": st.just("main"), "base_model_name_or_path": st.just("a"),
+    "inference_mode": st.just(False), "init_lora_weights": st.just(True), "bias": st.just("none"),
+    "layers_pattern": st.just("layers"), "project_name": st.text(min_size=1, max_size=5),
+    "entity_name": st.none(), "group_name": st.none(), "logging_dir": st.none(),
+    "rollout_logging_dir": st.none(), "max_length": st.none(), "min_length": st.none(),
     "pipeline": st.just("PromptPipeline"), "trainer": st.just("AcceleratePPOTrainer"),
     "model_arch_type": st.just("causal"), "kwargs": st.just({}), "peft_type": st.just("LORA"),
     "model_path": st.just("no such model"), "tokenizer_path": st.just("no such tokenizer"),
@@ -88,7 +97,9 @@ FREE_FORM = {
 CLASSES = {**SECTIONS, "method": METHODS["ppoconfig"]}
 FIELDS = [f"{section}.{name}" for section, cls in CLASSES.items() for name in cls.field_names()]
 FIELDS += [f"{path}.{name}" for path, checks in FREE_FORM.items() for name in checks]
-FIELDS.remove("train.checkpoint_dir")  # each example has its own
+# Each example has its own directory; names of optimizers come with options of their own.
+for field in ("train.checkpoint_dir", "optimizer.name", "scheduler.name"):
+    FIELDS.remove(field)
 # Any large number is legal there and would take for ever: only the likely values.
 SLOW = {"num_rollouts", "max_new_tokens", "total_steps", "lora_r", "r", "reward_retries",
         "min_new_tokens", "no_repeat_ngram_size"}  # fmt: skip
@@ -117,9 +128,16 @@ def overrides(draw):
         values |= draw(of_a_library("scheduler", SCHEDULERS))
     for path in draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=3, unique=True)):
         name = path.rsplit(".", 1)[-1]
-        odd = name not in SLOW and draw(st.integers(0, 9)) == 0
+        odd = name not in SLOW and draw(st.integers(0, 9)) == 9
         values[path] = draw(anything if odd else LIKELY.get(name, anything))
-    return values
+        # Its neighbours without which it cannot be.
+        if path.startswith("model.peft_config") and draw(st.integers(0, 9)) < 9:
+            values |= {"model.delta_kwargs": None, "model.peft_config.peft_type": "LORA"}
+        if path.startswith("method.gen_experience_kwargs.") and draw(st.integers(0, 9)) < 9:
+            values.setdefault("method.gen_experience_kwargs.max_new_tokens", 4)
+    if isinstance(values.get("model.peft_config"), dict) or "model.peft_config" not in values:
+        return values
+    return {k: v for k, v in values.items() if not k.startswith("model.peft_config.")}
 
 
 def test_every_setting_is_tried():
