@@ -151,6 +151,7 @@ class ExperienceMaker:
         # Chunks that were scored before something failed or the run was interrupted.
         self.collection: Collection | None = None
         self.after_chunk: Callable[[], None] = lambda: None
+        self.clock = time.perf_counter  # for the times among the statistics
         self.keep_trunk = True  # False: nothing is kept for later passes (a benchmark's other half)
 
     def make(self, num_rollouts: int, kl_coef: float) -> tuple[list[Rollout], dict[str, float]]:
@@ -160,7 +161,7 @@ class ExperienceMaker:
         chunk's, in `corrected` the mean over chunks. Where a chunk fails, those before it are
         kept in `collection`, and the next call goes on with the chunk that failed.
         """
-        started = time.perf_counter()
+        started = self.clock()
         made = self.collection = self.collection or Collection(kl_coef)
         while len(made.rollouts) < num_rollouts:
             with undone_on_failure(self.prompts):
@@ -183,7 +184,7 @@ class ExperienceMaker:
         stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
         stats["objective/kl"] = sum(made.sequence_kls) / len(made.sequence_kls)
         stats.update(variety(made.rollouts))
-        stats["time/exp"] = time.perf_counter() - started
+        stats["time/exp"] = self.clock() - started
         return made.rollouts, stats
 
     def _chunk(
@@ -192,11 +193,11 @@ class ExperienceMaker:
         """Rollouts of one chunk of prompts; seconds are added to `times`."""
         pad = self.policy.tokenizer.pad_token_id
         ids, mask = (x.to(self.policy.device) for x in pad_prompts(prompts, pad))
-        with _timed(times, "time/exp_generate"):
+        with timed(times, "time/exp_generate", self.clock):
             samples, record = self.sample(ids, mask)
         scores, sequences = self.read(ids, mask, samples, prompts, times)
         scaled, stats = self.scaler(scores)
-        with _timed(times, "time/exp_forward"):
+        with timed(times, "time/exp_forward", self.clock):
             trunk = None
             if record is not None:
                 trunk = trunk_states(
@@ -224,7 +225,7 @@ class ExperienceMaker:
         texts = decode(
             tokenizer, ids, samples, self.stop_sequences, append_eos_token=not self.corrected
         )
-        with _timed(times, "time/exp_score"):
+        with timed(times, "time/exp_score", self.clock):
             scores = self.reward(texts, prompts)
         if self.corrected:
             return scores, keep_sampled_ids(tokenizer, ids, mask, samples, self.stop_sequences)
@@ -244,11 +245,11 @@ class ExperienceMaker:
 
 
 @contextmanager
-def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+def timed(times: dict[str, float], name: str, clock: Callable[[], float]) -> Iterator[None]:
     """Add the seconds spent within it to `times[name]`."""
-    started = time.perf_counter()
+    started = clock()
     yield
-    times[name] += time.perf_counter() - started
+    times[name] += clock() - started
 
 
 def variety(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from .config import ConfigError, ModelConfig, TokenizerConfig, TRLConfig
-from .frozen_head import frozen_head_logprobs, is_frozen_linear
+from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
 from .gguf_model import model_path
 from .lora import (
     add_lora,
@@ -45,8 +45,6 @@ from .lora import (
 )
 from .lora_state import merged_state_dict
 from .ppo import logprobs_of_labels
-
-SLICE = 4  # sequences whose logits [SLICE, T, V] are held at once where there are no gradients
 
 
 class Scored(NamedTuple):
@@ -212,9 +210,11 @@ class Policy(nn.Module):
             if is_frozen_linear(head):
                 return frozen_head_logprobs(hidden, head, labels)
             return logprobs_of_labels(head(hidden).float(), labels)
-        # A few sequences at a time: their logits stay in the processor's cache.
-        slices = zip(hidden.split(SLICE), labels.split(SLICE), strict=True)
-        return torch.cat([logprobs_of_labels(head(h).float(), ids) for h, ids in slices])
+        # Some rows at a time: their logits stay in the processor's cache.
+        rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
+        slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
+        logprobs = [logprobs_of_labels(head(h).float(), ids) for h, ids in slices]
+        return torch.cat(logprobs).unflatten(0, labels.shape)
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""
@@ -412,10 +412,16 @@ def load_policy(config: TRLConfig, device: torch.device | str | None = None) -> 
     """Base model, LoRA and value head as the configuration says, drawn from `train.seed`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(config.train.seed)
-    base = load_base(config.model, device)
+    return make_policy(load_base(config.model, device), load_tokenizer(config.tokenizer), config)
+
+
+def make_policy(
+    base: nn.Module, tokenizer: PreTrainedTokenizerBase, config: TRLConfig
+) -> Policy:
+    """A policy around a base model, to which LoRA and value head are added."""
     add_lora(base, config.model)
-    policy = Policy(base, load_tokenizer(config.tokenizer), config.model.num_layers_unfrozen)
-    policy.v_head.to(device)
+    policy = Policy(base, tokenizer, config.model.num_layers_unfrozen)
+    policy.v_head.to(base.device)
     return policy
 
 

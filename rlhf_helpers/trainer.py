@@ -114,8 +114,9 @@ class PPOTrainer:
         metric_fn: Callable[..., dict[str, list[float]]] | None = None,
         stop_sequences: Sequence[str] = (),
         callback: Callable[[dict[str, float]], None] | None = None,
+        policy: Policy | None = None,
     ):
-        """Load the policy as the configuration says; nothing is written yet."""
+        """Load the policy as the configuration says, or take `policy`; nothing is written yet."""
         self.config = config
         self.metric_fn = metric_fn
         self.stop_sequences = list(stop_sequences)
@@ -123,7 +124,9 @@ class PPOTrainer:
         self.log = TrainingLog(config, self.directory, callback)
         self.corrected = config.method.semantics == "corrected"
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
-        self.policy: Policy = load_policy(config, local_device())
+        if policy is None:
+            policy = load_policy(config, local_device())
+        self.policy = policy
         random.seed(config.train.seed)  # libraries draw from it while they are first imported
         half = self.policy.base.dtype == torch.float16 and self.policy.device.type == "cuda"
         self.processes = Processes(mixed_precision="fp16" if half else "no")
