@@ -294,6 +294,7 @@ def task_of(trainer: PPOTrainer, case: Case) -> Task:
         prompt_tokens=round(sum(len(p.input_ids) for p in prompts) / len(prompts)),
         new_tokens=config.method.gen_kwargs["max_new_tokens"],
         corrected=corrected,
+        kept=not case.static_cache,
         inserted=0 if corrected or not case.shape else 1,
     )
 

@@ -38,6 +38,7 @@ class Task:
     prompt_tokens: int
     new_tokens: int
     corrected: bool = True  # semantics
+    kept: bool = True  # whether trunk states of sampling serve scoring (under `corrected`)
     inserted: int = 0  # tokens that re-tokenising puts between prompt and response (trlx)
 
     @property
@@ -149,7 +150,7 @@ def _contexts(task: Task) -> float:
 def _score(sizes: ModelSizes, task: Task, shortcuts: bool) -> Work:
     lora = 2 * sizes.lora * task.tokens
     if shortcuts:
-        trunk = 0 if task.corrected else sizes.layers - sizes.top
+        trunk = 0 if task.corrected and task.kept else sizes.layers - sizes.top
         layers = trunk + 2 * sizes.top
         columns = task.columns
     else:

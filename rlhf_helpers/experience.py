@@ -238,7 +238,8 @@ class ExperienceMaker:
         """
         kwargs = self.method.gen_experience_kwargs or self.method.gen_kwargs
         with self.policy.merged_for_sampling():
-            if not self.keep_trunk:
+            # What a compiled graph computes lies in memory that its next run overwrites.
+            if not self.keep_trunk or kwargs.get("cache_implementation") == "static":
                 return self.policy.generate(ids, mask, **kwargs), None
             with sampling_recorded(self.policy) as record:
                 return self.policy.generate(ids, mask, **kwargs), record

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -45,6 +46,8 @@ from .lora import (
 )
 from .lora_state import merged_state_dict
 from .ppo import logprobs_of_labels
+
+STATIC_WIDTH = 16  # tokens
 
 
 class Scored(NamedTuple):
@@ -261,18 +264,24 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        """Sample continuations with transformers' `generate`: [B, Q] -> [B, Q + new tokens]."""
+        """Sample continuations with transformers' `generate`: [B, Q] -> [B, Q + new tokens].
+
+        With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
+        fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        settings = dict(
-            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id
-        )
+        pad = self.tokenizer.pad_token_id
+        settings = dict(eos_token_id=self.tokenizer.eos_token_id, pad_token_id=pad) | kwargs
+        static = settings.get("cache_implementation") == "static"
+        more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
         with self._autocast():
-            return self.base.generate(
-                input_ids=input_ids.to(self.device),
-                attention_mask=attention_mask.to(self.device),
-                **{**settings, **kwargs},
+            rows = self.base.generate(
+                input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
+                attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
+                **settings,
             )
+        return rows[:, more:]
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:
