@@ -45,10 +45,12 @@ from rlhf_helpers.config_kwargs import optimizer_class_path, scheduler_class_pat
 from rlhf_helpers.config_sections import (
     FOREIGN_FIELDS,
     SECTIONS,
+    GRPOConfig,
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
     PPOConfig,
+    RLOOConfig,
     SchedulerConfig,
     Section,
     TokenizerConfig,
@@ -61,8 +63,8 @@ from rlhf_helpers.config_sections import (
 )
 
 __all__ = [
-    "ConfigError", "ConfigWarning", "MethodConfig", "ModelConfig", "OptimizerConfig", "PPOConfig",
-    "Profile", "SchedulerConfig", "TRLConfig", "TokenizerConfig", "TrainConfig", "check_run_dir",
+    "ConfigError", "ConfigWarning", "GRPOConfig", "MethodConfig", "ModelConfig", "OptimizerConfig",
+    "PPOConfig", "Profile", "RLOOConfig", "SchedulerConfig", "TRLConfig", "TokenizerConfig", "TrainConfig", "check_run_dir",
     "default_ppo_config", "get_method", "load_profile", "optimizer_class_path", "parse_overrides",
     "profile_names", "register_method", "repo_root", "resolve_run_dir", "save_config",
     "scheduler_class_path", "validate_config",

@@ -263,11 +263,13 @@ def register_method(cls: type[S]) -> type[S]:
 
 
 def get_method(name: Any) -> type[MethodConfig]:
-    """The class of a method by its name, in any case: "PPOConfig" or "ppoconfig"."""
-    if not isinstance(name, str) or name.lower() not in METHODS:
-        listed = ", ".join(cls.__name__ for cls in METHODS.values())
-        raise wrong("method.name", name, f"give one of the methods that exist here: {listed}")
-    return METHODS[name.lower()]
+    """The class of a method by its name, in any case: "PPOConfig", "ppoconfig" or "PPO"."""
+    if isinstance(name, str):
+        for key in (name.lower(), f"{name.lower()}config"):
+            if key in METHODS:
+                return METHODS[key]
+    listed = ", ".join(cls.__name__ for cls in METHODS.values())
+    raise wrong("method.name", name, f"give one of the methods that exist here: {listed}")
 
 
 class MethodConfig(Section):
@@ -341,6 +343,45 @@ class PPOConfig(MethodConfig):
             raise wrong("method.chunk_size", self.chunk_size,
                         f"give at least 2, scale_reward {self.scale_reward!r} needs a "
                         "standard deviation over the chunk")
+
+
+class _GroupConfig(PPOConfig):
+    """A method without a value function, whose baseline is a prompt's other samples.
+
+    PPO's fields are kept, so that a configuration changes its method by its name alone; gamma,
+    lam, vf_coef and cliprange_value have no effect. Not in trlX.
+    """
+
+    samples_per_prompt: int
+
+    def validate(self) -> None:
+        super().validate()
+        if self.chunk_size % self.samples_per_prompt:
+            raise wrong("method.chunk_size", self.chunk_size,
+                        "give a multiple of method.samples_per_prompt, which is "
+                        f"{self.samples_per_prompt}")
+
+
+@register_method
+@section
+class RLOOConfig(_GroupConfig):
+    """REINFORCE with a leave-one-out baseline (arXiv:2402.14740); see critic_free.py."""
+
+    section: ClassVar[str] = "method"
+
+    name: str = setting(text, "RLOOConfig")
+    samples_per_prompt: int = setting(integer(2, 10_000), 4)
+
+
+@register_method
+@section
+class GRPOConfig(_GroupConfig):
+    """GRPO (arXiv:2402.03300); see critic_free.py. init_kl_coef weighs its KL loss."""
+
+    section: ClassVar[str] = "method"
+
+    name: str = setting(text, "GRPOConfig")
+    samples_per_prompt: int = setting(integer(2, 10_000), 4)
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import PPOConfig
+from .config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
+from .critic_free import group_normalised_advantages, leave_one_out_advantages
 from .kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from .policy import Policy
 from .ppo import RunningMoments
@@ -140,6 +141,8 @@ class ExperienceMaker:
         stop_sequences: Sequence[str] = (),
         processes: Processes | None = None,
     ):
+        """`prompts` yields chunk_size / samples_per_prompt prompts at a time where each is
+        sampled more than once."""
         self.policy = policy
         self.method = method
         self.prompts = prompts
@@ -148,6 +151,7 @@ class ExperienceMaker:
         self.scaler = ScoreScaler(method, processes)
         self.processes = processes
         self.corrected = method.semantics == "corrected"
+        self.per_prompt = samples_per_prompt(method)
         # Chunks that were scored before something failed or the run was interrupted.
         self.collection: Collection | None = None
         self.after_chunk: Callable[[], None] = lambda: None
@@ -167,7 +171,8 @@ class ExperienceMaker:
             with undone_on_failure(self.prompts):
                 prompts = next(self.prompts)
                 # trlX keeps the last chunk's divergence only.
-                is_last = len(made.rollouts) + len(prompts) >= num_rollouts
+                new = len(prompts) * self.per_prompt
+                is_last = len(made.rollouts) + new >= num_rollouts
                 chunk, chunk_stats, kl = self._chunk(prompts, made.kl_coef, made.stats, is_last)
             made.rollouts.extend(chunk)
             made.stats.update(chunk_stats)
@@ -192,6 +197,7 @@ class ExperienceMaker:
     ) -> tuple[list[Rollout], dict[str, float], ChunkStatistics]:
         """Rollouts of one chunk of prompts; seconds are added to `times`."""
         pad = self.policy.tokenizer.pad_token_id
+        prompts = [prompt for prompt in prompts for _ in range(self.per_prompt)]
         ids, mask = (x.to(self.policy.device) for x in pad_prompts(prompts, pad))
         with timed(times, "time/exp_generate", self.clock):
             samples, record = self.sample(ids, mask)
@@ -204,10 +210,14 @@ class ExperienceMaker:
                     self.policy, sequences.tokens, sequences.attention_mask, sequences.ends,
                     record, mask,
                 )  # fmt: skip
+            # GRPO has the penalty in its loss, all others in the reward.
+            penalty = 0.0 if isinstance(self.method, GRPOConfig) else kl_coef
             rollouts, kl = build_rollouts(
-                self.policy, sequences, scaled, kl_coef, self.corrected, trunk=trunk,
+                self.policy, sequences, scaled, penalty, self.corrected, trunk=trunk,
                 keep_trunk=self.keep_trunk, wants_mean_kl=is_last,
             )  # fmt: skip
+        if self.per_prompt > 1:
+            set_group_advantages(rollouts, self.method)
         for rollout, score in zip(rollouts, scores, strict=True):
             rollout.score = _total(score)  # as the reward function gave it
         return rollouts, stats, kl
@@ -268,3 +278,32 @@ def variety(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/distinct": len(responses),
         "policy/entropy": nats / max(tokens, 1),
     }
+
+
+def samples_per_prompt(method: PPOConfig) -> int:
+    """How many samples of each prompt a method wants: 1, except for RLOO and GRPO."""
+    return getattr(method, "samples_per_prompt", 1)
+
+
+def prompts_per_chunk(method: PPOConfig, chunk_size: int) -> int:
+    """How many prompts fill a chunk of this process; ConfigError where their samples do not fit."""
+    k = samples_per_prompt(method)
+    if chunk_size % k:
+        raise ConfigError(
+            f"method.samples_per_prompt is {k}, but a process samples {chunk_size} rollouts at "
+            f"once: give a method.chunk_size that is {k} times a multiple of the processes."
+        )
+    return chunk_size // k
+
+
+def set_group_advantages(rollouts: Sequence[Rollout], method: PPOConfig) -> None:
+    """Write each rollout's advantage among the samples of its prompt, which stand side by side.
+
+    A response's reward is the sum over its columns: the scaled score, less RLOO's KL penalty.
+    """
+    rewards = torch.stack([r.rewards.sum() for r in rollouts])
+    groups = rewards.view(-1, samples_per_prompt(method))
+    is_rloo = isinstance(method, RLOOConfig)
+    measure = leave_one_out_advantages if is_rloo else group_normalised_advantages
+    for rollout, advantage in zip(rollouts, measure(groups).flatten().tolist(), strict=True):
+        rollout.advantage = advantage

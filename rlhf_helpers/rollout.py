@@ -41,6 +41,7 @@ class Rollout:
     loss_mask: Tensor  # [T] 1 on the columns that enter the loss
     score: float  # what the reward function returned (dense rewards: their sum)
     trunk: Tensor | None = None  # [Q + R, h] states that enter the top
+    advantage: float = 0.0  # of the whole response among its prompt's (RLOO and GRPO only)
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Minibatch:
     rewards: Tensor  # [B, T]
     loss_mask: Tensor  # [B, T]
     trunk: Tensor | None  # [B, N, h]
+    ref_logprobs: Tensor  # [B, T]
+    advantages: Tensor  # [B] of whole responses (RLOO and GRPO only)
 
 
 @dataclass
@@ -304,6 +307,8 @@ def collate(
         rewards=rewards,
         loss_mask=columns("loss_mask") if corrected else seen,
         trunk=trunk,
+        ref_logprobs=columns("ref_logprobs"),
+        advantages=torch.tensor([r.advantage for r in rollouts], device=device),
     )
 
 

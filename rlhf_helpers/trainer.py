@@ -21,13 +21,15 @@ from torch import Tensor
 
 from .config import (
     ConfigError,
+    RLOOConfig,
     TRLConfig,
     default_ppo_config,
     optimizer_class_path,
     scheduler_class_path,
     validate_config,
 )
-from .experience import ExperienceMaker, RewardCaller
+from .critic_free import grpo_loss, rloo_loss
+from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, samples_per_prompt
 from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .policy import Policy, load_policy
@@ -132,7 +134,12 @@ class PPOTrainer:
         self.processes = Processes(mixed_precision="fp16" if half else "no")
         self.accelerator = self.processes.accelerator
         self.log.processes = self.processes
-        self.trained = self.policy.trainable_parameters()
+        self.has_critic = samples_per_prompt(config.method) == 1
+        if not self.has_critic:  # RLOO and GRPO leave the value head as it was drawn
+            self.policy.v_head.requires_grad_(False)
+        self.trained = {
+            n: p for n, p in self.policy.trainable_parameters().items() if p.requires_grad
+        }
         optimizer = _build(optimizer_class_path, config.optimizer, list(self.trained.values()))
         scheduler = _build(scheduler_class_path, config.scheduler, optimizer)
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(
@@ -184,7 +191,8 @@ class PPOTrainer:
                 check_fits_model(every, self.policy.base, getattr(method, key), f"method.{key}")
         self.eval_prompts = self.processes.own(all_eval_prompts)
         chunk_size = self.processes.share(method.chunk_size, "method.chunk_size")
-        stream = PromptStream(self.processes.own(tokenised), chunk_size, train.seed)
+        per_chunk = prompts_per_chunk(method, chunk_size)
+        stream = PromptStream(self.processes.own(tokenised), per_chunk, train.seed)
         self.experience = ExperienceMaker(
             self.policy, method, stream, self.reward, self.stop_sequences, self.processes
         )
@@ -357,8 +365,10 @@ class PPOTrainer:
         return collate(rollouts, self.tokenizer.pad_token_id, self.policy.device, self.corrected)
 
     def loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's loss on a minibatch, with gradients, and its statistics."""
+        """The method's loss on a minibatch, with gradients, and its statistics."""
         method = self.config.method
+        if not self.has_critic:
+            return self._critic_free_loss(batch)
         mask = batch.loss_mask if self.corrected else None
         advantages, returns = gae(batch.values, batch.rewards, method.gamma, method.lam)
         advantages = whiten(advantages, mask, total=self.processes.sum).detach()
@@ -377,6 +387,18 @@ class PPOTrainer:
             tokens = batch.loss_mask.sum()
             loss = loss * (self.processes.number * tokens / self.processes.sum(tokens))
         return loss, stats
+
+    def _critic_free_loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        width = batch.rewards.shape[1]
+        logprobs, _ = self.model(
+            batch.tokens, batch.attention_mask, batch.start, width, batch.trunk
+        )
+        if isinstance(self.config.method, RLOOConfig):
+            return rloo_loss(logprobs, batch.logprobs, batch.advantages, batch.loss_mask)
+        return grpo_loss(
+            logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask,
+            cliprange=self.config.method.cliprange, kl_coef=self.kl_ctl.value,
+        )  # fmt: skip
 
     # --- sampling and evaluation -----------------------------------------------------------------
 

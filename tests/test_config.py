@@ -539,7 +539,7 @@ def test_further_methods_can_be_registered(monkeypatch):
     config = TRLConfig.from_dict(data)
     assert type(config.method) is get_method("TOYCONFIG") is ToyConfig
     assert config.method.strength == 0.25
-    assert "ToyConfig" in error_of(get_method, "GRPO")
+    assert "ToyConfig" in error_of(get_method, "DPO")
 
 
 # --- the tables and torch --------------------------------------------------------------------
