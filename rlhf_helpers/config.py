@@ -64,10 +64,10 @@ from rlhf_helpers.config_sections import (
 
 __all__ = [
     "ConfigError", "ConfigWarning", "GRPOConfig", "MethodConfig", "ModelConfig", "OptimizerConfig",
-    "PPOConfig", "Profile", "RLOOConfig", "SchedulerConfig", "TRLConfig", "TokenizerConfig", "TrainConfig", "check_run_dir",
-    "default_ppo_config", "get_method", "load_profile", "optimizer_class_path", "parse_overrides",
-    "profile_names", "register_method", "repo_root", "resolve_run_dir", "save_config",
-    "scheduler_class_path", "validate_config",
+    "PPOConfig", "Profile", "RLOOConfig", "SchedulerConfig", "TRLConfig", "TokenizerConfig",
+    "TrainConfig", "check_run_dir", "default_ppo_config", "get_method", "load_profile",
+    "optimizer_class_path", "parse_overrides", "profile_names", "register_method", "repo_root",
+    "resolve_run_dir", "save_config", "scheduler_class_path", "validate_config",
 ]
 
 PROFILES_DIR = Path(__file__).resolve().parent / "profiles"

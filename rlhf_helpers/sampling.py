@@ -8,7 +8,7 @@ Shapes: B sequences of a batch, Q padded prompt length, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,11 +155,11 @@ def _without_sampling(
 
 
 @torch.no_grad()
-def divergence(policy: Policy, samples: Sequence[Sample]) -> list[dict[str, float]]:
-    """What each sample cost: kl_k1, kl_k3, reference_nll (nats, summed) and n_tokens.
+def response_logprobs(policy: Policy, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Each response token's log-probability, LoRA dropout off, at temperature 1.
 
-    Sums run over the response tokens, end-of-text included, with LoRA dropout off, at
-    temperature 1. kl_k1 = sum of log pi - log pi_ref.
+    Returns three tensors [B, R]: under the policy and under the reference, in nats, and a mask
+    that is 1 on response tokens, end-of-text included.
     """
     pad = policy.tokenizer.pad_token_id
     width = max(len(s.prompt_ids) for s in samples)
@@ -178,10 +178,24 @@ def divergence(policy: Policy, samples: Sequence[Sample]) -> list[dict[str, floa
         scored = policy.score(tokens, mask, start=width - 1)
     finally:
         policy.set_dropout(was_active)
-    counted = torch.stack(responses).to(policy.device)  # [B, R]
-    k1 = (kl_k1(scored.logprobs, scored.ref_logprobs) * counted).sum(1)
-    k3 = (kl_k3(scored.logprobs, scored.ref_logprobs) * counted).sum(1)
-    nll = -(scored.ref_logprobs * counted).sum(1)
+    return scored.logprobs, scored.ref_logprobs, torch.stack(responses).to(policy.device)
+
+
+def divergence(policy: Policy, samples: Sequence[Sample]) -> list[dict[str, float]]:
+    """What each sample cost: kl_k1, kl_k3, reference_nll (nats, summed) and n_tokens.
+
+    Sums run over the response tokens; kl_k1 = sum of log pi - log pi_ref.
+    """
+    return costs(samples, *response_logprobs(policy, samples))
+
+
+def costs(
+    samples: Sequence[Sample], logprobs: Tensor, ref_logprobs: Tensor, counted: Tensor
+) -> list[dict[str, float]]:
+    """`divergence` from log-probabilities that are at hand, all [B, R]."""
+    k1 = (kl_k1(logprobs, ref_logprobs) * counted).sum(1)
+    k3 = (kl_k3(logprobs, ref_logprobs) * counted).sum(1)
+    nll = -(ref_logprobs * counted).sum(1)
     return [
         {"n_tokens": len(s.output_ids), "kl_k1": a, "kl_k3": b, "reference_nll": c}
         for s, a, b, c in zip(samples, k1.tolist(), k3.tolist(), nll.tolist(), strict=True)
@@ -207,12 +221,23 @@ def sample_records(
             corrected = method.semantics == "corrected"
             samples = sample(policy, batch, method.gen_kwargs, room, corrected)
             costs = divergence(policy, samples)
-            records += _records(samples, costs, reward_fn, judge, profile.reward)
+            records += score_samples(samples, costs, reward_fn, judge, profile.reward)
             progress.update(n=len(batch))
     return records
 
 
-def _records(samples, costs, reward_fn, judge, task) -> list[dict[str, Any]]:
+def score_samples(
+    samples: Sequence[Sample],
+    costs: Sequence[dict[str, float]],
+    reward_fn: Callable[..., list[float]],
+    judge: Any | None = None,
+    task: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Records of samples: the reward of the whole and of the continuation, the judge, the costs.
+
+    `task` is a profile's `reward`: which text is judged, and which label is wanted.
+    """
+    task = task or {"text": "sample", "label": "POSITIVE"}
     prompts, outputs = [s.prompt for s in samples], [s.output for s in samples]
     whole = [p + o for p, o in zip(prompts, outputs, strict=True)]
     rewards = reward_fn(samples=whole, prompts=prompts, outputs=outputs)

@@ -12,7 +12,15 @@ import warnings
 from typing import Any
 
 from .assets import AssetError, find_asset
-from .config import ConfigError, ConfigWarning, TRLConfig, default_ppo_config
+from .config import (
+    ConfigError,
+    ConfigWarning,
+    GRPOConfig,
+    RLOOConfig,
+    TRLConfig,
+    default_ppo_config,
+)
+from .config_checks import wrong
 from .config_sections import SECTIONS
 
 # Settings without which the run would be another one; the rest only say how it is carried out.
@@ -44,6 +52,9 @@ def _import_trlx() -> tuple[Any, Any, Any]:
 def _their_config(config: TRLConfig, configs: Any, methods: Any) -> Any:
     """trlX's own TRLConfig with the same settings, as far as its classes have the fields."""
     ours = config.to_dict()
+    if isinstance(config.method, RLOOConfig | GRPOConfig):
+        raise wrong("method.name", ours["method"]["name"],
+                    "give PPOConfig with engine='trlx', which has neither RLOO nor GRPO")
     classes = {
         "method": methods.get_method(ours["method"]["name"]),
         "model": configs.ModelConfig,
