@@ -168,6 +168,7 @@ def with_positive_prompt(
     """
     method, train = profile.config.method, profile.config.train
     room = train.seq_length - method.gen_kwargs["max_new_tokens"]
+    room += len(policy.tokenizer(prefix)["input_ids"])  # the prompt itself keeps its room
     corrected = method.semantics == "corrected"
     records = []
     with Progress(len(prompts), "Sampling", unit="sample") as progress:
