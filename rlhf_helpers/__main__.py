@@ -71,6 +71,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         ("memory", "memory_command", "predict, and measure, the memory of a run"),
         ("study", "study", "run a plan of configurations and seeds"),
         ("sweep", "sweep", "search over configuration fields with Ray Tune"),
+        ("evaluate", "evaluate_run", "evaluate finished runs on a thousand prompts"),
     ):
         if _offers_a_command(module):
             _add_module(commands, name, module, text, with_options=name == chosen)

@@ -18,7 +18,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ MEASURES = (
     "perplexity_before", "perplexity_after", "length_tokens_before", "length_tokens_after",
     "ended_share_before", "ended_share_after", "verdict",
 )  # fmt: skip
+ALSO = ("kl_analytic", "trained_parameters", "seconds", "cpu_seconds")
 INTERVALS = ("paired_difference", "judge_difference")
 # Of the metrics of a run, what its course is drawn from.
 COURSE = (
@@ -112,6 +114,25 @@ def described(plan: Plan, row: Row) -> dict[str, Any]:
     return json.loads(json.dumps(described))
 
 
+@contextmanager
+def time_spent(path: Path) -> Iterator[dict[str, float]]:
+    """Adds up `seconds` (wall) and `cpu_seconds` over all attempts at a row, interrupted or not.
+
+    Yields the dict, which is complete when the context ends. On a machine that does other things
+    as well, CPU time is the one to compare.
+    """
+    before = read_json(path) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    started, cpu_started = time.perf_counter(), time.process_time()
+    spent: dict[str, float] = {}
+    try:
+        yield spent
+    finally:
+        spent["seconds"] = round(before["seconds"] + time.perf_counter() - started, 1)
+        cpu = before["cpu_seconds"] + time.process_time() - cpu_started
+        spent["cpu_seconds"] = round(cpu, 1)
+        atomic_write_json(path, spent)
+
+
 # --- doing a row ---------------------------------------------------------------------------
 
 
@@ -142,17 +163,17 @@ class Bench:
 
     def do(self, row: Row, out: Path) -> dict[str, Any]:
         """Train and evaluate one row, or sample a baseline; returns what its file holds."""
-        started = time.perf_counter()
         directory = self.work / row.id
         settings = self.plan.settings(row, directory)
         before = self.before(settings, row.n_prompts)
-        after, extra = self._after(row, settings, directory)
+        with time_spent(directory / "spent.json") as spent:
+            after, extra = self._after(row, settings, directory)
         write_jsonl(directory / "after_samples.jsonl", after)
         result = {
             "row": described(self.plan, row),
             "settings": settings.to_dict(),
             "evaluation": summarise_pair(before, after, seed=self.plan.evaluation_seed),
-            "seconds": round(time.perf_counter() - started, 1),
+            **spent,
             **extra,
         }
         if row.kind in TRAINED_KINDS:
@@ -236,8 +257,7 @@ def write_table(plan: Plan, out: Path) -> Path:
     varied = list(dict.fromkeys(key for row in plan.rows for key in (*row.set, *row.options)))
     rows = [table_row(result, varied) for result in results]
     bounds = [f"{name}_{bound}" for name in INTERVALS for bound in ("mean", "low", "high")]
-    names = ["name", "kind", "panel", "seed", *varied, *MEASURES, *bounds, "kl_analytic",
-             "trained_parameters", "seconds"]  # fmt: skip
+    names = ["name", "kind", "panel", "seed", *varied, *MEASURES, *bounds, *ALSO]
     return _write_csv(out / "table.csv", names, rows)
 
 
@@ -255,7 +275,7 @@ def table_row(result: dict[str, Any], varied: Sequence[str]) -> dict[str, Any]:
         **{key: given.get(key) for key in varied},
         **{key: evaluation[key] for key in MEASURES},
         **intervals,
-        **{key: result.get(key) for key in ("kl_analytic", "trained_parameters", "seconds")},
+        **{key: result.get(key) for key in ALSO},
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -105,8 +106,8 @@ def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
     """A random model, a letter-counting reward, a few reviews; runs/ and figures/ in tmp_path."""
-    texts = [f"{a} {b} {c} and more {i % 7} words" for i, (a, b, c) in enumerate(
-        (a, b, c) for a in LETTERS.split() for b in LETTERS.split() for c in ("it", "is"))]  # fmt: skip
+    openings = [f"{a} {b} {c}" for a in LETTERS.split() for b in LETTERS.split() for c in "xy"]
+    texts = [f"{opening} and more {i % 7} words" for i, opening in enumerate(openings)]
     reviews = Dataset.from_dict({
         "text": texts, "label": [i % 2 for i in range(len(texts))],
         "bucket": [i % 10 for i in range(len(texts))],
@@ -204,9 +205,21 @@ def test_an_interrupted_row_goes_on_from_its_checkpoint(tmp_path, small_world, m
     table = study.run_study(plan, tmp_path / "cut")
     assert "at step 2 of 4: going on from there" in capsys.readouterr().out
     found = table_of(table)[0]
-    assert {k: v for k, v in found.items() if k != "seconds"} == {
-        k: v for k, v in expected.items() if k != "seconds"
+    times = ("seconds", "cpu_seconds")
+    assert {k: v for k, v in found.items() if k not in times} == {
+        k: v for k, v in expected.items() if k not in times
     }
+
+
+def test_time_spent_adds_up_over_attempts(tmp_path):
+    path = tmp_path / "spent.json"
+    with pytest.raises(KeyboardInterrupt), study.time_spent(path):
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+    with study.time_spent(path) as spent:
+        time.sleep(0.2)
+    assert 0.5 <= spent["seconds"] < 5 and spent["cpu_seconds"] < 0.4
+    assert read_json(path) == spent
 
 
 # --- baselines -----------------------------------------------------------------------------

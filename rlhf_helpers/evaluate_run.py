@@ -1,0 +1,99 @@
+"""Evaluate finished runs on more prompts than the tutorial has time for.
+
+    python -m rlhf_helpers evaluate runs/cpu runs/cpu-1001 --n-prompts 1000
+
+writes evaluation_1000.json into each run directory: what evaluation.json holds, over that many
+held-out prompts, and for two more groups of openings, hostile ones ("This movie was terrible") and
+neutral ones. All runs of one call meet the same prompts with the same random streams, and the
+samples before training are drawn once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import ConfigError, Profile, load_profile, resolve_run_dir
+from .run_files import RunDir, atomic_write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a finished run")
+    parser.add_argument("--n-prompts", type=int, default=1000, help="held-out prompts (1000)")
+    parser.add_argument(
+        "--samples-per-opening", type=int, default=8,
+        help="samples of each hostile and each neutral opening (8)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=1000, help="of the random streams (1000)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluate each run; prints its verdict."""
+    runs = [RunDir(resolve_run_dir(path), create=False) for path in arguments.run_dirs]
+    for run in runs:  # before hours are spent on the first, see that all can be done
+        run.require("policy")
+        run.require("config")
+    befores: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        settings = load_profile(run.path)
+        prompts = more_prompts(
+            settings, arguments.n_prompts, arguments.samples_per_opening, arguments.seed
+        )
+        result = evaluate(run, settings, prompts, arguments.seed, befores)
+        path = run.path / f"evaluation_{arguments.n_prompts}.json"
+        atomic_write_json(path, result)
+        print(f"{path}: {result['verdict']}. {result['verdict_reason']}", flush=True)
+
+
+def more_prompts(profile: Profile, n: int, per_opening: int, seed: int) -> list:
+    """The first n held-out prompts, and the hostile and neutral openings several times each."""
+    from .assets import heldout_prompts, load_reviews
+    from .evaluation import HEADLINE_GROUP, HOSTILE_PROMPTS, NEUTRAL_PROMPTS
+    from .sampling import EvalPrompt
+
+    heldout = heldout_prompts(load_reviews(profile.assets["data"]), profile.prompts["words"], n)
+    if len(heldout) < n:
+        raise ConfigError(f"--n-prompts is {n}: there are {len(heldout)} held-out prompts.")
+    chosen = [(p, HEADLINE_GROUP) for p in heldout]
+    chosen += [(p, "hostile") for p in HOSTILE_PROMPTS for _ in range(per_opening)]
+    chosen += [(p, "neutral") for p in NEUTRAL_PROMPTS for _ in range(per_opening)]
+    first = seed * 1_000_000
+    return [EvalPrompt(prompt, group, first + i) for i, (prompt, group) in enumerate(chosen)]
+
+
+def evaluate(
+    run: RunDir, settings: Profile, prompts: Sequence, seed: int, befores: dict[str, list]
+) -> dict[str, Any]:
+    """Before and after on these prompts; `befores` keeps samples that further runs share."""
+    from .evaluation import summarise_pair
+    from .judge import judge_by_name
+    from .policy import load_policy, load_trained_policy
+    from .reward import sentiment_reward
+    from .sampling import sample_records
+
+    reward_fn = sentiment_reward(settings.assets["reward"])
+    judge = judge_by_name(settings.assets["judge"])
+    method = settings.config.method
+    depends = [settings.assets, settings.prompts, method.gen_kwargs, method.semantics,
+               settings.config.train.seq_length]  # fmt: skip
+    key = json.dumps(depends, sort_keys=True)
+    if key not in befores:
+        base = load_policy(settings.config)  # LoRA's B is zero: the untuned model
+        befores[key] = sample_records(base, prompts, settings, reward_fn, judge, "Before")
+    policy = load_trained_policy(run.require("policy"))
+    after = sample_records(policy, prompts, settings, reward_fn, judge, f"After {run.path.name}")
+    return {"run_seed": settings.config.train.seed, **summarise_pair(befores[key], after, seed)}
+
+
+def evaluation_path(run_dir: str | Path) -> Path:
+    """The evaluation of a run that is over the most prompts, evaluation.json where it is alone."""
+    larger = [
+        (int(path.stem.rpartition("_")[2]), path)
+        for path in Path(run_dir).glob("evaluation_*.json")
+        if path.stem.rpartition("_")[2].isdigit()
+    ]
+    return max(larger)[1] if larger else Path(run_dir) / "evaluation.json"
