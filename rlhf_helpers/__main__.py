@@ -206,11 +206,13 @@ def _figures(arguments: argparse.Namespace) -> int:
     from .committed_runs import draw_readme_figures
     from .config import repo_root
     from .results import rewrite_tables
+    from .study_report import draw_study_figures, rewrite_study_doc
 
-    for path in draw_readme_figures():
+    for path in [*draw_readme_figures(), *draw_study_figures()]:
         print(path.relative_to(repo_root()))
     for page in ("README.md", "docs/coming_from_trlx.md"):
         rewrite_tables(repo_root() / page)
+    rewrite_study_doc(repo_root() / "docs" / "study.md")
     return 0
 
 

@@ -20,6 +20,8 @@ KEPT = (
 )  # fmt: skip
 # Of a further seed only what tables and figures of several seeds need.
 KEPT_OF_A_SEED = ("config", "manifest", "metrics", "evaluation")
+# What `evaluate` adds to a finished run; kept where it is there.
+KEPT_IF_THERE = ("evaluation_*.json", "judge_course.csv")
 
 
 def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = None) -> Path:
@@ -35,6 +37,7 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
     not_done = [row["name"] for row in rows if row["status"] != "executed"]
     if not_done:
         raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
+    sources += [path for pattern in KEPT_IF_THERE for path in sorted(run.path.glob(pattern))]
     profile = load_profile(run.path)
     figures = figures or repo_root() / "figures"
     kind = "corrected" if profile.config.method.semantics == "corrected" else "seeds"

@@ -4,8 +4,9 @@
 
 writes evaluation_1000.json into each run directory: what evaluation.json holds, over that many
 held-out prompts, and for two more groups of openings, hostile ones ("This movie was terrible") and
-neutral ones. All runs of one call meet the same prompts with the same random streams, and the
-samples before training are drawn once.
+neutral ones. Where the run kept the samples of its interval evaluations it writes judge_course.csv
+as well: the judge's mean against the step. All runs of one call meet the same prompts with the same
+random streams, and the samples before training are drawn once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ConfigError, Profile, load_profile, resolve_run_dir
-from .run_files import RunDir, atomic_write_json
+from .run_files import RunDir, atomic_write_json, atomic_write_text, read_jsonl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,8 @@ def main(arguments: argparse.Namespace) -> None:
         path = run.path / f"evaluation_{arguments.n_prompts}.json"
         atomic_write_json(path, result)
         print(f"{path}: {result['verdict']}. {result['verdict_reason']}", flush=True)
+        if run.eval_samples.exists():
+            write_judge_course(run, settings)
 
 
 def more_prompts(profile: Profile, n: int, per_opening: int, seed: int) -> list:
@@ -87,6 +90,27 @@ def evaluate(
     policy = load_trained_policy(run.require("policy"))
     after = sample_records(policy, prompts, settings, reward_fn, judge, f"After {run.path.name}")
     return {"run_seed": settings.config.train.seed, **summarise_pair(befores[key], after, seed)}
+
+
+def write_judge_course(run: RunDir, settings: Profile) -> Path:
+    """judge_course.csv: reward and judge of the samples that the run drew on its way, by step.
+
+    The judge is asked now, of samples that were kept: no run ever sees it.
+    """
+    from .judge import judge_by_name
+
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for record in read_jsonl(run.eval_samples):
+        by_step.setdefault(record["step"], []).append(record)
+    judge = judge_by_name(settings.assets["judge"])
+    lines = ["step,reward,judge,n"]
+    for step, records in sorted(by_step.items()):
+        judged = judge.score([r["prompt"] + r["output"] for r in records])
+        reward = sum(r["reward"] for r in records) / len(records)
+        lines.append(f"{step},{reward:.6g},{sum(judged) / len(judged):.6g},{len(records)}")
+    path = run.path / "judge_course.csv"
+    atomic_write_text(path, "\n".join(lines) + "\n")
+    return path
 
 
 def evaluation_path(run_dir: str | Path) -> Path:

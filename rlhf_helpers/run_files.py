@@ -181,6 +181,7 @@ class RunDir:
         self.reward_check = self.path / "reward_check.jsonl"
         self.lora_report = self.path / "lora_report.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.eval_samples = self.path / "eval_samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
         self.after_samples = self.path / "after_samples.jsonl"

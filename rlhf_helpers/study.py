@@ -58,13 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", help="the plan, a YAML file; see rlhf_helpers/study_plan.py")
     parser.add_argument("--out", help="where tables go (figures/study/<the plan's name>)")
     parser.add_argument("--only", metavar="TEXT", help="only rows whose name has this in it")
+    parser.add_argument("--first", metavar="N", type=int, help="only the plan's first N rows")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Run the plan; the table is up to date after every row."""
     plan = load_plan(arguments.plan)
     out = resolve_run_dir(arguments.out or f"figures/study/{plan.name}")
-    rows = [row for row in plan.rows if arguments.only is None or arguments.only in row.name]
+    rows = plan.rows[: arguments.first]
+    rows = [row for row in rows if arguments.only is None or arguments.only in row.name]
     if not rows:
         raise ConfigError(f"--only is {arguments.only!r}: no row of the plan has that in its name.")
     table = run_study(plan, out, rows)

@@ -1,0 +1,370 @@
+"""A study's table -> figures: what reward costs, who confirms it, what each choice does.
+
+Reads table.csv files (study.py writes them) and knows nothing of how rows came about. A group is
+all rows of one name: one configuration, one row a seed. Where a group has several seeds, each is
+a small mark and the group's mean a large one, with a bar from the lowest to the highest seed; where
+it has one, the bar is the 95 % interval over prompts.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf_helpers.figures import series
+from rlhf_helpers.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    new_figure,
+    styled,
+)
+from rlhf_helpers.run_files import read_jsonl
+from rlhf_helpers.verdict import GAMED_JUDGE_GAIN
+
+LOOKS = {
+    "ppo": (BLUE, "o", "PPO"),
+    "ppo-corrected": ("#56B4E9", "s", "PPO corrected"),
+    "rloo": (GREEN, "^", "RLOO"),
+    "grpo": (PURPLE, "D", "GRPO"),
+    "best-of-n": (GREY, ".", "best of n"),
+    "sft": (ORANGE, "P", "SFT on positive reviews"),
+    "positive-prompt": (RED, "X", "positive prompt"),
+}
+SEEDS_NOTE = "(3): seeds, small marks; bars: their range, or for one seed the 95 % interval"
+TEXT_COLUMNS = ("name", "kind", "panel", "verdict", "prefix")
+
+
+def read_table(path: str | Path) -> list[dict]:
+    """The rows of a table.csv, numbers as numbers, empty cells as None."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> float | str | None:
+    if text == "":
+        return None
+    if name in TEXT_COLUMNS:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@dataclass
+class Group:
+    """All rows of one configuration."""
+
+    name: str
+    kind: str
+    rows: list[dict]
+
+    def mean(self, column: str) -> float:
+        """Mean over seeds."""
+        return float(np.mean([row[column] for row in self.rows]))
+
+    def bounds(self, column: str, difference: str) -> tuple[float, float]:
+        """Lowest and highest seed; for one seed, the interval over prompts."""
+        values = [row[column] for row in self.rows]
+        if len(values) > 1:
+            return min(values), max(values)
+        row = self.rows[0]
+        mean = row[f"{difference}_mean"]
+        return (
+            values[0] + row[f"{difference}_low"] - mean,
+            values[0] + row[f"{difference}_high"] - mean,
+        )
+
+    @property
+    def label(self) -> str:
+        """The name, and how many seeds stand behind it."""
+        n = len(self.rows)
+        return self.name if n > 1 else f"{self.name} (one seed)"
+
+
+def groups_of(rows: Sequence[Mapping]) -> list[Group]:
+    """Rows gathered by name, in order of first appearance."""
+    groups: dict[str, Group] = {}
+    for row in rows:
+        group = groups.setdefault(row["name"], Group(row["name"], row["kind"], []))
+        group.rows.append(dict(row))
+    return list(groups.values())
+
+
+def kl_of(row: Mapping) -> float:
+    """KL to the reference in nats per sample: k1 as measured, or best-of-n's formula."""
+    return row["kl_analytic"] if row.get("kl_analytic") is not None else row["kl_per_sequence"]
+
+
+# --- the frontier --------------------------------------------------------------------------
+
+
+@styled
+def frontier_figure(rows: Sequence[Mapping]) -> Figure:
+    """Reward after against KL: how far each method has to go from the reference for its reward."""
+    figure = new_figure(height=5.2)
+    ax = figure.subplots()
+    rows = [{**row, "kl": kl_of(row)} for row in rows]
+    groups = groups_of(rows)
+    before = np.mean([row["reward_before"] for row in rows])
+    ax.plot(0, before, "*", color="black", markersize=11)
+    ax.annotate("before", (0, before), xytext=(8, -4), textcoords="offset points")
+    best = sorted((g for g in groups if g.kind == "best-of-n"), key=lambda g: g.mean("kl"))
+    points: list = []
+    lines: list = []
+    if best:
+        xs, ys = (
+            [0.0, *(g.mean("kl") for g in best)],
+            [before, *(g.mean("reward_after") for g in best)],
+        )
+        ax.plot(xs, ys, ".-", color=GREY, linewidth=1.3, markersize=7)
+        lines.append((xs, ys))
+        points.append((xs[-1], ys[-1], best[-1].name, GREY))
+        ax.annotate(best[0].name.replace("best of", "of"), (xs[1], ys[1]), xytext=(5, -10),
+                    textcoords="offset points", color=GREY, fontsize=8)  # fmt: skip
+    for group in groups:
+        if group.kind == "best-of-n":
+            continue
+        colour, marker, _ = LOOKS[group.kind]
+        x, y = group.mean("kl"), group.mean("reward_after")
+        low, high = group.bounds("reward_after", "paired_difference")
+        ax.errorbar(x, y, yerr=_around(y, low, high), fmt=marker, color=colour, markersize=7,
+                    capsize=2, linewidth=1)  # fmt: skip
+        if len(group.rows) > 1:
+            ax.plot([r["kl"] for r in group.rows], [r["reward_after"] for r in group.rows], marker,
+                    color=colour, markersize=3.5, alpha=0.6)  # fmt: skip
+        points.append((x, y, _seeds_label(group), colour))
+        lines.append(([x, x], [low, high]))
+    ax.set_title("What reward costs: held-out reward against KL\n")
+    _note_seeds(ax)
+    ax.set(xlabel="KL to the reference (nats per sample)", ylabel="mean reward of held-out samples")
+    ax.margins(x=0.12, y=0.08)
+    ax.set_xlim(left=-0.7)
+    label_points(ax, points, lines)
+    return figure
+
+
+def _note_seeds(ax: Axes) -> None:
+    note = ax.text(0, 1.015, SEEDS_NOTE, transform=ax.transAxes, fontsize=8, color=GREY)
+    note.set_in_layout(False)
+
+
+def _around(y: float, low: float, high: float) -> list[list[float]]:
+    """The bar from low to high, as matplotlib wants it; rounding makes no length negative."""
+    return [[max(0.0, y - low)], [max(0.0, high - y)]]
+
+
+def _seeds_label(group: Group) -> str:
+    n = len(group.rows)
+    return group.name + (f" ({n})" if n > 1 else "")
+
+
+# Where a label may stand round its point: to the right or left (1, -1), above or below.
+PLACES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+
+
+def label_points(
+    ax: Axes,
+    points: Sequence[tuple[float, float, str, str]],
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
+) -> None:
+    """Write each point's name beside it, where it covers no other name, point, line or frame.
+
+    `points`: x, y, name and colour; `lines`: xs and ys of what else to keep clear of. Tries eight
+    places round the point at four distances and takes the one that covers least.
+    """
+    figure = ax.figure
+    figure.draw_without_rendering()
+    frame = ax.get_window_extent()
+    marks = [ax.transData.transform(p[:2]) for p in points]
+    for xs, ys in lines:
+        steps = np.linspace(0, len(xs) - 1, 60)
+        places = np.arange(len(xs))
+        along = np.column_stack([np.interp(steps, places, xs), np.interp(steps, places, ys)])
+        marks.extend(ax.transData.transform(along))
+    taken = []
+    for x, y, text, colour in sorted(points, key=lambda p: -p[1]):
+        choices = []
+        for distance in (7, 16, 28, 42):
+            for across, up in (
+                (1, 0),
+                (-1, 0),
+                (0, 1),
+                (0, -1),
+                (1, 1),
+                (1, -1),
+                (-1, 1),
+                (-1, -1),
+            ):
+                note = ax.annotate(
+                    text, (x, y), xytext=(across * distance, up * distance),
+                    textcoords="offset points", color=colour, fontsize=8,
+                    ha={1: "left", -1: "right", 0: "center"}[across],
+                    va={1: "bottom", -1: "top", 0: "center"}[up],
+                    arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.5, shrinkB=4)
+                    if distance > 10 else None,
+                )  # fmt: skip
+                note.set_in_layout(False)  # or the axes would shrink to make room for it
+                box = note.get_window_extent().padded(1)
+                cost = sum(_overlap(box, other) for other in taken)
+                cost += 200 * sum(box.padded(3).contains(*mark) for mark in marks)
+                inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
+                cost += 0 if inside and box.y1 <= frame.y1 else 5000
+                choices.append((cost + distance, note, box))
+        best = min(choices, key=lambda c: c[0])
+        for choice in choices:
+            if choice is not best:
+                choice[1].remove()
+        taken.append(best[2])
+
+
+def _overlap(a, b) -> float:
+    """Area that two boxes share, in pixels."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(0.0, width) * max(0.0, height)
+
+
+# --- proxy and judge -----------------------------------------------------------------------
+
+
+@styled
+def judge_figure(rows: Sequence[Mapping]) -> Figure:
+    """The judge's gain against the reward's: where they part, the reward is being gamed."""
+    figure = new_figure(height=4.8)
+    ax = figure.subplots()
+    groups = groups_of(rows)
+    gains = [row["paired_difference_mean"] for row in rows]
+    top = max(*gains, 0.1) * 1.15
+    ax.plot([0, top], [0, top], "--", color=GREY, linewidth=1)
+    ax.annotate("the judge sees all of it", (top * 0.86, top * 0.86), xytext=(-6, 0),
+                textcoords="offset points", color=GREY, fontsize=8, ha="right")  # fmt: skip
+    ax.fill_between([0, top], 0, [0, GAMED_JUDGE_GAIN * top], color=RED, alpha=0.12, linewidth=0)
+    ax.annotate("gamed: the judge sees less than a quarter", (top * 0.98, 0.02 * top), color=RED,
+                fontsize=8, ha="right")  # fmt: skip
+    points: list = []
+    lines: list = [([0, top], [0, top])]
+    best = [g for g in groups if g.kind == "best-of-n"]
+    if best:
+        xs = [0.0, *(g.mean("paired_difference_mean") for g in best)]
+        ys = [0.0, *(g.mean("judge_difference_mean") for g in best)]
+        ax.plot(xs, ys, ".-", color=GREY, linewidth=1.3)
+        lines.append((xs, ys))
+        points.append((xs[-1], ys[-1], best[-1].name, GREY))
+    for group in groups:
+        if group.kind == "best-of-n":
+            continue
+        colour, marker, _ = LOOKS[group.kind]
+        x, y = group.mean("paired_difference_mean"), group.mean("judge_difference_mean")
+        low, high = group.bounds("judge_difference_mean", "judge_difference")
+        ax.errorbar(x, y, yerr=_around(y, low, high), fmt=marker, color=colour, markersize=6,
+                    capsize=2, linewidth=1)  # fmt: skip
+        name = _seeds_label(group)
+        if any(row["verdict"] == "gamed" for row in group.rows):
+            name += ": gamed"
+        points.append((x, y, name, colour))
+        lines.append(([x, x], [low, high]))
+    _note_seeds(ax)
+    ax.set(
+        xlabel="gain of the reward that was trained on",
+        ylabel="gain of the independent judge",
+        title="Does the judge confirm it?\n",
+        ylim=(min(0.0, *(p[1] for p in points)) - 0.03, None),
+    )
+    label_points(ax, points, lines)
+    return figure
+
+
+# --- ablations -----------------------------------------------------------------------------
+
+
+@styled
+def ablation_figure(panels: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """For each choice (a panel's name -> its rows): reward and judge, KL, time of a run."""
+    figure = new_figure(height=5.6)
+    axes = figure.subplots(3, len(panels), sharey="row", sharex="col", squeeze=False)
+    for column, (title, rows) in zip(axes.T, panels.items(), strict=True):
+        groups = groups_of(rows)
+        places = np.arange(len(groups))
+        for field, difference, marker, colour in (
+            ("reward_after", "paired_difference", "o", BLUE),
+            ("judge_after", "judge_difference", "s", GREEN),
+        ):
+            means = np.array([g.mean(field) for g in groups])
+            bounds = np.array([g.bounds(field, difference) for g in groups]).T
+            column[0].errorbar(places, means, yerr=np.abs(bounds - means), fmt=f"{marker}-",
+                               color=colour, capsize=2, markersize=4, linewidth=1,
+                               label=field.split("_")[0])  # fmt: skip
+        column[1].plot(places, [g.mean("kl_per_sequence") for g in groups], "o-", color=RED,
+                       markersize=4, linewidth=1)  # fmt: skip
+        column[2].bar(places, [g.mean("cpu_seconds") for g in groups], color=GREY, width=0.6)
+        seeds = {len(g.rows) for g in groups}
+        said = "one seed" if seeds == {1} else f"{min(seeds)} to {max(seeds)} seeds"
+        column[0].set_title(f"{title}\n({said})")
+        column[2].set_xticks(places, [_short(g.name) for g in groups], rotation=90, fontsize=8)
+    axes[0, 0].set(ylabel="P(positive)", ylim=(0, 1))
+    axes[1, 0].set(ylabel="KL (nats/sample)")
+    axes[2, 0].set(ylabel="CPU seconds")
+    axes[0, 0].legend(loc="lower right")
+    return figure
+
+
+def _short(name: str) -> str:
+    """A row's name where its panel's title says the rest."""
+    for word in ("rank ", "rate ", "PPO, β ", " layers", " layer", " alone"):
+        name = name.replace(word, "")
+    return {"all 6": "all", "value head": "none"}.get(name, name)
+
+
+# --- seeds of one configuration ---------------------------------------------------------------
+
+
+@styled
+def course_figure(run_dirs: Sequence[str | Path]) -> Figure:
+    """Reward, KL and judge against the step: every run thin, the mean thick, the spread shaded.
+
+    The band is one standard deviation of the runs to each side.
+    """
+    figure = new_figure(height=3.4)
+    axes = figure.subplots(1, 3)
+    runs = [Path(path) for path in run_dirs]
+    metrics = [read_jsonl(path / "metrics.jsonl") for path in runs]
+    rollouts = [series(m, "exp_scores/mean") for m in metrics]
+    kls = [series(m, "objective/kl") for m in metrics]
+    _draw_spread(axes[0], rollouts, BLUE, "")
+    _draw_spread(axes[1], kls, RED, "")
+    courses = [read_table(path / "judge_course.csv") for path in runs]
+    for field, colour in (("reward", BLUE), ("judge", GREEN)):
+        lines = [([r["step"] for r in c], [r[field] for r in c]) for c in courses]
+        _draw_spread(axes[2], lines, colour, field)
+    axes[0].set(title="Reward of rollouts", ylabel="P(positive)", ylim=(0, 1))
+    axes[1].set(title="KL to the reference", ylabel="nats per sample")
+    axes[2].set(title="The post's prompts", ylabel="P(positive)", ylim=(0, 1))
+    axes[2].legend(loc="lower right")
+    for ax in axes:
+        ax.set_xlabel("optimizer step")
+    figure.suptitle(f"{len(runs)} seeds of the default run: mean, spread, and each run",
+                    fontsize=10)  # fmt: skip
+    return figure
+
+
+def _draw_spread(ax: Axes, lines: Sequence[tuple[list, list]], colour: str, label: str) -> None:
+    """Lines that share their steps: each, their mean, and a standard deviation round it."""
+    steps = sorted(set.intersection(*(set(xs) for xs, _ in lines)))
+    values = np.array([[dict(zip(xs, ys, strict=True))[s] for s in steps] for xs, ys in lines])
+    mean = values.mean(axis=0)
+    spread = values.std(axis=0, ddof=1) if len(lines) > 1 else np.zeros_like(mean)
+    for row in values:
+        ax.plot(steps, row, color=colour, linewidth=0.5, alpha=0.6)
+    ax.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(steps, mean, color=colour, linewidth=2, label=label or None)

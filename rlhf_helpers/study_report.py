@@ -1,0 +1,205 @@
+"""What the studies found, as figures and as the tables of docs/study.md, from committed files.
+
+    python -m rlhf_helpers figures
+
+Nothing in these tables is typed by hand: a test compares them with the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import repo_root
+from .evaluate_run import evaluation_path
+from .run_files import atomic_write_text, read_json
+from .study_figures import Group, groups_of, kl_of, read_table
+from .study_plan import load_plan
+
+# The panels of the ablation figure: what stands on the axis, in order.
+PANELS = {
+    "layers with LoRA": ["value head alone", "1 layer", "2 layers", "4 layers", "all 6 layers"],
+    "rank": ["rank 1", "rank 4", "rank 8", "rank 16", "rank 32"],
+    "learning rate": ["rate 3e-4", "rate 1e-3", "rate 3e-3", "rate 1e-2"],
+}
+DEFAULT_ROW = "4 layers, rank 16, rate 3e-3"  # of the ablations; stands in every panel
+COEFFICIENTS = ["PPO, β 0", "PPO, β 0.003", "PPO, β 0.01", "PPO, β 0.03", "PPO, β 0.1"]
+
+
+def study_dir(name: str) -> Path:
+    """Where a study's table and rows are kept."""
+    return repo_root() / "figures" / "study" / name
+
+
+def study_rows(name: str) -> list[dict[str, Any]]:
+    """The finished rows of a study; none where it has not run."""
+    path = study_dir(name) / "table.csv"
+    return read_table(path) if path.exists() else []
+
+
+def ablation_panels() -> dict[str, list[dict[str, Any]]]:
+    """Finished rows of each panel of the ablation figure, the default among them."""
+    rows = study_rows("ablations")
+    panels = {}
+    for title, names in PANELS.items():
+        own = []
+        for name in names:
+            wanted = DEFAULT_ROW if name in DEFAULT_ROW.split(", ") else name
+            own += [{**row, "name": name} for row in rows if row["name"] == wanted]
+        panels[title] = own
+    coefficients = [r for n in COEFFICIENTS for r in study_rows("frontier") if r["name"] == n]
+    panels["KL coefficient β"] = coefficients
+    return {title: own for title, own in panels.items() if own}
+
+
+def draw_study_figures() -> list[Path]:
+    """Draw what the committed studies and seeds allow; the paths of the pictures."""
+    from .plot_style import save_figure
+    from .results import finished_runs
+    from .study_figures import ablation_figure, course_figure, frontier_figure, judge_figure
+
+    folder, drawn = repo_root() / "figures" / "study", []
+    rows = study_rows("frontier")
+    if rows:
+        drawn.append(save_figure(frontier_figure(rows), folder / "frontier.png"))
+        drawn.append(save_figure(judge_figure(rows), folder / "judge.png"))
+    panels = ablation_panels()
+    if study_rows("ablations"):
+        drawn.append(save_figure(ablation_figure(panels), folder / "ablations.png"))
+    runs = [path for path in finished_runs() if (path / "judge_course.csv").exists()]
+    if len(runs) > 1:
+        drawn.append(save_figure(course_figure(runs), folder / "five_seeds.png"))
+    return drawn
+
+
+# --- tables --------------------------------------------------------------------------------
+
+
+def progress_note(name: str) -> str:
+    """One sentence: how many rows of the plan are done."""
+    plan = load_plan(study_dir(name).with_suffix(".yml"))
+    done, total = len(study_rows(name)), len(plan.rows)
+    state = "complete" if done == total else "not complete: the table grows as rows finish"
+    path = f"figures/study/{name}"
+    return f"{done} of {total} rows of `{path}.yml` are done ({state}); from `{path}/table.csv`."
+
+
+def frontier_table() -> str:
+    """Markdown: one line a configuration, means over its seeds."""
+    lines = [
+        "| | seeds | reward before → after | judge before → after | KL (nats) | distinct-2 "
+        "| self-BLEU | perplexity | tokens | verdict | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_frontier_line(group) for group in groups_of(study_rows("frontier"))),
+    ]
+    return "\n".join([*lines, "", progress_note("frontier")])
+
+
+def _frontier_line(group: Group) -> str:
+    low, high = group.bounds("reward_after", "paired_difference")
+    kl = sum(kl_of(row) for row in group.rows) / len(group.rows)
+    verdicts = list(dict.fromkeys(row["verdict"].replace("_", " ") for row in group.rows))
+    cells = [
+        group.name,
+        str(len(group.rows)),
+        f"{group.mean('reward_before'):.3f} → **{group.mean('reward_after'):.3f}** "
+        f"({low:.3f} to {high:.3f})",
+        f"{group.mean('judge_before'):.3f} → {group.mean('judge_after'):.3f}",
+        f"{kl:.2f}" + (" (formula)" if group.kind == "best-of-n" else ""),
+        f"{group.mean('distinct_2_before'):.2f} → {group.mean('distinct_2_after'):.2f}",
+        f"{group.mean('self_bleu_before'):.2f} → {group.mean('self_bleu_after'):.2f}",
+        f"{group.mean('perplexity_before'):.0f} → {group.mean('perplexity_after'):.0f}",
+        f"{group.mean('length_tokens_before'):.0f} → {group.mean('length_tokens_after'):.0f}",
+        ", ".join(verdicts),
+        f"{group.mean('cpu_seconds'):.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def ablation_table() -> str:
+    """Markdown: one line a setting; one seed each, and the table says so."""
+    lines = [
+        "| one seed each | trained numbers | reward after (95 % interval) | judge after "
+        "| KL (nats) | distinct-2 after | verdict | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in study_rows("ablations"):
+        offset = row["reward_after"] - row["paired_difference_mean"]
+        low, high = (offset + row[f"paired_difference_{b}"] for b in ("low", "high"))
+        cells = [
+            row["name"], f"{row['trained_parameters']:,.0f}",
+            f"{row['reward_after']:.3f} ({low:.3f} to {high:.3f})", f"{row['judge_after']:.3f}",
+            f"{row['kl_per_sequence']:.2f}", f"{row['distinct_2_after']:.2f}",
+            row["verdict"].replace("_", " "), f"{row['cpu_seconds']:.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", progress_note("ablations")])
+
+
+def thousand_table(profile: str = "cpu") -> str:
+    """Markdown: the finished runs of a profile on a thousand prompts, by group of prompts."""
+    from .results import finished_runs
+
+    lines = [
+        "| seed | prompts | n | reward before → after | difference (95 % interval) "
+        "| continuation alone | judge | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in finished_runs(profile):
+        larger = evaluation_path(path)
+        if larger.name == "evaluation.json":
+            continue
+        e = read_json(larger)
+        for name, label in (
+            ("heldout", "held-out"),
+            ("neutral", "neutral"),
+            ("hostile", "hostile"),
+        ):
+            lines.append(_group_line(str(e["run_seed"]), label, e["groups"][name], e))
+    files = "`evaluation_1000.json` in `figures/reference_runs/cpu/` and `figures/seeds/`"
+    return "\n".join([*lines, "", f"From {files}."])
+
+
+def _group_line(seed: str, label: str, group: dict[str, Any], whole: dict[str, Any]) -> str:
+    d = group["paired_difference"]
+    head = label == "heldout"
+    cells = [
+        seed if head else "", "held-out" if head else label,
+        f"{group['n_prompts']:,}" if head else f"{group['n_prompts']} × "
+        f"{group['n_samples'] // group['n_prompts']}",
+        f"{group['reward_before']:.3f} → **{group['reward_after']:.3f}**",
+        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})",
+        f"{group['reward_continuation_before']:.3f} → {group['reward_continuation_after']:.3f}",
+        f"{group['judge_before']:.3f} → {group['judge_after']:.3f}",
+        whole["verdict"].replace("_", " ") if head else "",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+# --- docs/study.md -------------------------------------------------------------------------
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "frontier": frontier_table,
+    "ablations": ablation_table,
+    "thousand": thousand_table,
+}
+
+
+def with_blocks(text: str, names: Sequence[str] = tuple(BLOCKS)) -> str:
+    """The text with each `<!-- name -->...<!-- /name -->` block made anew from the files."""
+    for name in names:
+        block = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+        made = f"<!-- {name} -->\n{BLOCKS[name]()}\n<!-- /{name} -->"
+        text = block.sub(lambda _, made=made: made, text)
+    return text
+
+
+def rewrite_study_doc(path: Path) -> bool:
+    """Bring the tables of docs/study.md up to date; whether anything changed."""
+    before = path.read_text(encoding="utf-8")
+    after = with_blocks(before)
+    if after != before:
+        atomic_write_text(path, after)
+    return after != before
