@@ -11,13 +11,9 @@ import tempfile
 from pathlib import Path
 
 from .config import ConfigError, load_profile, repo_root, resolve_run_dir
-from .run_files import RunDir, read_json
+from .run_files import KEPT, RunDir, read_json
 
 MAX_BYTES = 5_000_000
-KEPT = (
-    "config", "manifest", "setup", "baseline_samples", "reward_check", "lora_report", "metrics",
-    "policy", "after_samples", "evaluation",
-)  # fmt: skip
 # Of a further seed only what tables and figures of several seeds need.
 KEPT_OF_A_SEED = ("config", "manifest", "metrics", "evaluation")
 # What `evaluate` adds to a finished run; kept where it is there.

@@ -167,6 +167,13 @@ WRITTEN_BY = {
 }
 
 
+# What is kept of a finished run, so that every notebook can show it.
+KEPT = (
+    "config", "manifest", "setup", "baseline_samples", "reward_check", "lora_report", "metrics",
+    "policy", "after_samples", "evaluation",
+)  # fmt: skip
+
+
 class RunDir:
     """The paths inside one run directory; creates nothing by itself but the directory."""
 
@@ -224,9 +231,22 @@ def reference_run_dir(profile: str) -> RunDir:
 
 
 def open_run(profile: str, run_dir: str | Path, reference_run: bool = False) -> RunDir:
-    """Where a notebook reads its inputs: the run directory, or the profile's reference run."""
+    """Where a notebook reads its inputs: the run directory, or the profile's reference run.
+
+    Raises MissingRunFileError where there is no reference run, or where it is not complete.
+    """
     if reference_run:
-        return reference_run_dir(profile)
+        return _complete(reference_run_dir(profile))
     from .config import resolve_run_dir
 
     return RunDir(resolve_run_dir(run_dir))
+
+
+def _complete(run: RunDir) -> RunDir:
+    missing = [p.name for p in (getattr(run, name) for name in KEPT) if not p.exists()]
+    if missing:
+        raise MissingRunFileError(
+            f"The reference run of profile {run.path.name!r} lacks {', '.join(missing)}: keep a "
+            "finished run of it again (python -m rlhf_helpers keep), or set reference_run=False."
+        )
+    return run

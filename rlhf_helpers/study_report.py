@@ -8,7 +8,7 @@ Nothing in these tables is typed by hand: a test compares them with the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,8 @@ def thousand_table(profile: str = "cpu") -> str:
         if larger.name == "evaluation.json":
             continue
         e = read_json(larger)
-        for name, label in (
-            ("heldout", "held-out"),
-            ("neutral", "neutral"),
-            ("hostile", "hostile"),
-        ):
-            lines.append(_group_line(str(e["run_seed"]), label, e["groups"][name], e))
+        for label in ("heldout", "neutral", "hostile"):
+            lines.append(_group_line(str(e["run_seed"]), label, e["groups"][label], e))
     files = "`evaluation_1000.json` in `figures/reference_runs/cpu/` and `figures/seeds/`"
     return "\n".join([*lines, "", f"From {files}."])
 
@@ -180,19 +176,34 @@ def _group_line(seed: str, label: str, group: dict[str, Any], whole: dict[str, A
 
 # --- docs/study.md -------------------------------------------------------------------------
 
-BLOCKS: dict[str, Callable[[], str]] = {
+# A picture stands there once it has been drawn, a table from the first finished row on.
+PICTURES = {
+    "five_seeds": "Reward, KL and judge against the step, every seed",
+    "frontier": "Held-out reward against KL",
+    "judge": "The judge's gain against the reward's",
+    "ablations": "Layers, rank, learning rate and KL coefficient",
+}
+TABLES: dict[str, Callable[[], str]] = {
+    "thousand": thousand_table,
     "frontier": frontier_table,
     "ablations": ablation_table,
-    "thousand": thousand_table,
 }
 
 
-def with_blocks(text: str, names: Sequence[str] = tuple(BLOCKS)) -> str:
-    """The text with each `<!-- name -->...<!-- /name -->` block made anew from the files."""
-    for name in names:
-        block = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
-        made = f"<!-- {name} -->\n{BLOCKS[name]()}\n<!-- /{name} -->"
-        text = block.sub(lambda _, made=made: made, text)
+def picture(name: str) -> str:
+    """The Markdown of a picture, as seen from docs/; nothing where it is not drawn."""
+    exists = (repo_root() / "figures" / "study" / f"{name}.png").exists()
+    return f"![{PICTURES[name]}](../figures/study/{name}.png)" if exists else ""
+
+
+def with_blocks(text: str) -> str:
+    """The text with each `<!-- table NAME -->` and `<!-- picture NAME -->` block made anew."""
+    made = {f"table {name}": table() for name, table in TABLES.items()}
+    made |= {f"picture {name}": picture(name) for name in PICTURES}
+    for name, content in made.items():
+        block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+        pattern = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+        text = pattern.sub(lambda _, block=block: block, text)
     return text
 
 

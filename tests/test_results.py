@@ -3,7 +3,9 @@
 import json
 import re
 
-from rlhf_helpers import results
+import pytest
+
+from rlhf_helpers import results, study, study_report
 from rlhf_helpers.config import repo_root
 
 README = (repo_root() / "README.md").read_text(encoding="utf-8")
@@ -61,6 +63,7 @@ def evaluations(paths):
 def test_what_notebook_04_says_of_the_two_semantics_holds():
     trlx = evaluations(results.finished_runs("cpu"))
     corrected = evaluations(results.corrected_runs("cpu"))
+    trlx = {seed: run for seed, run in trlx.items() if seed in corrected}
     assert trlx.keys() == corrected.keys() and len(trlx) >= 3
 
     def mean(runs, name):
@@ -87,3 +90,46 @@ def test_runs_compared_differ_in_semantics_alone():
         for run in (own, other):
             run["train"].pop("checkpoint_dir")
         assert own == other
+
+
+# --- docs/study.md -------------------------------------------------------------------------
+
+STUDY = (repo_root() / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+def test_study_tables_are_those_of_the_committed_files():
+    assert study_report.with_blocks(STUDY) == STUDY, "run: python -m rlhf_helpers figures"
+    for path in re.findall(r"!\[[^\]]*\]\(\.\./([^)]+)\)", STUDY):
+        assert (repo_root() / path).exists(), path
+
+
+@pytest.mark.parametrize("plan", sorted((repo_root() / "figures" / "study").glob("*.yml")))
+def test_each_row_of_a_study_s_table_is_its_row_file(plan):
+    folder = plan.with_suffix("")
+    table = study_report.study_rows(folder.name)
+    files = {path.stem: json.loads(path.read_text()) for path in folder.glob("rows/*.json")}
+    by_row = {(f["row"]["name"], f["row"]["seed"]): f for f in files.values()}
+    assert len(table) == len(by_row) == len(files)
+    for row in table:
+        kept = by_row[row["name"], row["seed"]]
+        for name in study.MEASURES:
+            value = kept["evaluation"][name]
+            if isinstance(value, float):
+                assert row[name] == pytest.approx(value, rel=1e-5), name
+            else:
+                assert row[name] == value, name
+        assert row["n_prompts"] == kept["row"]["n_prompts"] == kept["evaluation"]["n_samples"]
+
+
+def test_runs_on_a_thousand_prompts_confirm_the_default():
+    """What docs/study.md shows for every finished run of the default."""
+    for path in results.finished_runs("cpu"):
+        e = json.loads((path / "evaluation_1000.json").read_text())
+        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_json(
+            path / "evaluation.json"
+        )["seed"]
+        assert e["reward_after"] >= 0.85
+        assert e["paired_difference"]["low"] > 0.2 and e["judge_difference"]["low"] > 0.2
+        hostile = e["groups"]["hostile"]
+        assert hostile["n_samples"] == 64 and hostile["paired_difference"]["low"] > 0
+        assert len(e["repeated_4grams_after"]) == 10

@@ -103,3 +103,14 @@ def test_a_profile_without_reference_run_says_so():
         reference_run_dir("nonesuch")
     with pytest.raises(MissingRunFileError, match="reference_run=False"):
         open_run("nonesuch", "runs/any", reference_run=True)
+
+
+def test_a_reference_run_that_is_not_complete_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_helpers.config.repo_root", lambda: tmp_path)
+    folder = tmp_path / "figures" / "reference_runs" / "half"
+    (folder / "policy").mkdir(parents=True)
+    for name in ("config.yml", "manifest.json", "setup.json", "metrics.jsonl", "evaluation.json"):
+        (folder / name).touch()
+    with pytest.raises(MissingRunFileError) as caught:
+        open_run("half", "runs/any", reference_run=True)
+    assert "lacks baseline_samples.jsonl, reward_check.jsonl, lora_report.json" in str(caught.value)
