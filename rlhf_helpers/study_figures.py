@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from rlhf_helpers.figures import series
 from rlhf_helpers.plot_style import (
@@ -171,6 +172,7 @@ def _seeds_label(group: Group) -> str:
 
 # Where a label may stand round its point: to the right or left (1, -1), above or below.
 PLACES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+DISTANCES = (7, 16, 28, 42)  # from the point, in points
 
 
 def label_points(
@@ -183,52 +185,64 @@ def label_points(
     `points`: x, y, name and colour; `lines`: xs and ys of what else to keep clear of. Tries eight
     places round the point at four distances and takes the one that covers least.
     """
-    figure = ax.figure
-    figure.draw_without_rendering()
-    frame = ax.get_window_extent()
-    marks = [ax.transData.transform(p[:2]) for p in points]
-    for xs, ys in lines:
-        steps = np.linspace(0, len(xs) - 1, 60)
-        places = np.arange(len(xs))
-        along = np.column_stack([np.interp(steps, places, xs), np.interp(steps, places, ys)])
-        marks.extend(ax.transData.transform(along))
-    taken = []
+    ax.figure.draw_without_rendering()  # settles where the axes lie
+    marks = _in_pixels(ax, [p[:2] for p in points], lines)
+    taken: list[Bbox] = []
     for x, y, text, colour in sorted(points, key=lambda p: -p[1]):
-        choices = []
-        for distance in (7, 16, 28, 42):
-            for across, up in (
-                (1, 0),
-                (-1, 0),
-                (0, 1),
-                (0, -1),
-                (1, 1),
-                (1, -1),
-                (-1, 1),
-                (-1, -1),
-            ):
-                note = ax.annotate(
-                    text, (x, y), xytext=(across * distance, up * distance),
-                    textcoords="offset points", color=colour, fontsize=8,
-                    ha={1: "left", -1: "right", 0: "center"}[across],
-                    va={1: "bottom", -1: "top", 0: "center"}[up],
-                    arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.5, shrinkB=4)
-                    if distance > 10 else None,
-                )  # fmt: skip
-                note.set_in_layout(False)  # or the axes would shrink to make room for it
-                box = note.get_window_extent().padded(1)
-                cost = sum(_overlap(box, other) for other in taken)
-                cost += 200 * sum(box.padded(3).contains(*mark) for mark in marks)
-                inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
-                cost += 0 if inside and box.y1 <= frame.y1 else 5000
-                choices.append((cost + distance, note, box))
-        best = min(choices, key=lambda c: c[0])
-        for choice in choices:
-            if choice is not best:
-                choice[1].remove()
-        taken.append(best[2])
+        width, height = _text_size(ax, text)
+        here = ax.transData.transform((x, y))
+        choices = [
+            (_cost(box, ax.bbox, marks, taken) + distance, box, place, distance)
+            for distance in DISTANCES
+            for place in PLACES
+            for box in [_box_at(here, place, distance * ax.figure.dpi / 72, width, height)]
+        ]
+        _, box, (across, up), distance = min(choices, key=lambda choice: choice[0])
+        taken.append(box)
+        note = ax.annotate(
+            text, (x, y), xytext=(across * distance, up * distance), textcoords="offset points",
+            color=colour, fontsize=8, ha={1: "left", -1: "right", 0: "center"}[across],
+            va={1: "bottom", -1: "top", 0: "center"}[up],
+            arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.5, shrinkB=4)
+            if distance > 10 else None,
+        )  # fmt: skip
+        note.set_in_layout(False)  # or the axes would shrink to make room for it
 
 
-def _overlap(a, b) -> float:
+def _in_pixels(ax: Axes, points: Sequence[tuple[float, float]], lines: Sequence) -> np.ndarray:
+    """Points, and lines as sixty points each, on the canvas: [n, 2]."""
+    along = []
+    for xs, ys in lines:
+        steps, places = np.linspace(0, len(xs) - 1, 60), np.arange(len(xs))
+        along.append(np.column_stack([np.interp(steps, places, xs), np.interp(steps, places, ys)]))
+    return ax.transData.transform(np.concatenate([np.array(points), *along]))
+
+
+def _text_size(ax: Axes, text: str) -> tuple[float, float]:
+    probe = ax.text(0, 0, text, fontsize=8)
+    box = probe.get_window_extent()
+    probe.remove()
+    return box.width, box.height
+
+
+def _box_at(here, place: tuple[int, int], distance: float, width: float, height: float) -> Bbox:
+    """The box of a label whose near edge (or middle, where place is 0) lies `distance` away."""
+    shift = {1: 0.0, 0: -0.5, -1: -1.0}
+    left = here[0] + place[0] * distance + shift[place[0]] * width
+    bottom = here[1] + place[1] * distance + shift[place[1]] * height
+    return Bbox.from_bounds(left, bottom, width, height).padded(1)
+
+
+def _cost(box: Bbox, frame: Bbox, marks: np.ndarray, taken: Sequence[Bbox]) -> float:
+    """How much a label there would cover: other labels' pixels, marks, the frame."""
+    wide = box.padded(3)
+    inside = (marks > (wide.x0, wide.y0)).all(axis=1) & (marks < (wide.x1, wide.y1)).all(axis=1)
+    fits = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    overlaps = sum(_overlap(box, other) for other in taken)
+    return overlaps + 200 * inside.sum() + (0 if fits else 5000)
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
     """Area that two boxes share, in pixels."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)

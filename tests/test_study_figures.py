@@ -4,11 +4,15 @@ import csv
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from tiny_runs import letter_reward, policy_with_lora, run_config
 
 from rlhf_helpers import study_report
+from rlhf_helpers.__main__ import main
+from rlhf_helpers.config import Profile, TRLConfig, load_profile, save_config
 from rlhf_helpers.evaluate_run import evaluation_path, write_judge_course
-from rlhf_helpers.run_files import RunDir, write_jsonl
+from rlhf_helpers.run_files import RunDir, read_json, write_jsonl
 from rlhf_helpers.study_figures import (
     ablation_figure,
     course_figure,
@@ -180,3 +184,40 @@ def test_judge_course_is_the_judges_mean_of_the_samples_of_each_step(tmp_path, m
         {"step": "0", "reward": "0.25", "judge": "0.2", "n": "1"},
         {"step": "4", "reward": "0.75", "judge": "0.4", "n": "2"},
     ]
+
+
+def test_finished_runs_are_evaluated_on_more_prompts_and_share_what_is_before(
+    tmp_path, monkeypatch, capsys
+):
+    """Two runs of a random model: three groups of prompts, one set of samples before training."""
+    config = run_config(tmp_path, train__seq_length=48).to_dict()
+    assets = {"policy": config["model"]["model_path"], "reward": "r", "data": "d", "judge": "j"}
+    save_config(
+        Profile("tiny", TRLConfig.from_dict(config), assets,
+                {"n_prompts": 2, "samples_per_post_prompt": 1}, {"words": 2}),
+        tmp_path / "base",
+    )  # fmt: skip
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        settings = load_profile(tmp_path / "base" / "config.yml", seed=seed)
+        save_config(settings, folder)
+        policy = policy_with_lora(tmp_path, seed=seed, train__seq_length=48)
+        policy.save(folder / "policy", assets["policy"])
+        (folder / "policy" / "trl_config.json").write_text(str(settings.config))
+    texts = [f"{a} {b} tail" for a in ("policy", "value", "human") for b in ("data", "code", "b")]
+    reviews = Dataset.from_dict({"text": texts, "label": [0] * 9, "bucket": [0] * 9})
+    monkeypatch.setattr("rlhf_helpers.assets.load_reviews", lambda name: reviews)
+    monkeypatch.setattr("rlhf_helpers.reward.sentiment_reward", lambda name: letter_reward)
+    monkeypatch.setattr("rlhf_helpers.judge.judge_by_name", lambda name: None)
+    monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")
+    command = ["evaluate", *map(str, folders), "--n-prompts", "7", "--samples-per-opening", "2"]
+    assert main(command) == 0
+    first, second = (read_json(folder / "evaluation_7.json") for folder in folders)
+    assert (first["run_seed"], second["run_seed"]) == (0, 1)
+    assert first["n_prompts"] == 7 and first["groups"]["hostile"]["n_samples"] == 16
+    assert first["groups"]["neutral"]["n_prompts"] == 8
+    assert first["reward_before"] == second["reward_before"]
+    assert first["reward_after"] != second["reward_after"]
+    assert first["kl_k3"] > 0.01
+    assert main(["evaluate", str(folders[0]), "--n-prompts", "10"]) == 2
+    assert "there are 9 held-out prompts" in capsys.readouterr().err

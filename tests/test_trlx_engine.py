@@ -126,3 +126,10 @@ def test_the_real_trlx_runs_the_same_call(tmp_path):
                     engine="trlx")  # fmt: skip
     assert type(trainer).__module__.startswith("trlx.")
     assert trainer.iter_count == config.train.total_steps
+
+
+def test_methods_that_trlx_lacks_are_refused(fake_trlx, tmp_path):
+    with pytest.raises(ConfigError, match="method.name is 'RLOO'"):
+        train(reward_fn=letter_reward, prompts=PROMPTS, engine="trlx",
+              config=run_config(tmp_path, method__name="RLOO"))  # fmt: skip
+    assert not fake_trlx
