@@ -62,13 +62,20 @@ COMPARED = ("reward_after", "judge_after", "kl_per_sequence", "distinct_2_after"
 
 
 def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
-    """Both semantics, a row a seed and a row of means: fields of COMPARED by name."""
+    """Both semantics, a row a seed and a row of means: fields of COMPARED by name.
+
+    Only seeds that were run under both.
+    """
     rows = []
-    for semantics, runs in (
-        ("trlx", finished_runs(profile)),
-        ("corrected", corrected_runs(profile)),
-    ):
-        evaluations = [read_json(path / "evaluation.json") for path in runs]
+    runs_of = {
+        semantics: {e["seed"]: e for e in (read_json(p / "evaluation.json") for p in paths)}
+        for semantics, paths in (
+            ("trlx", finished_runs(profile)),
+            ("corrected", corrected_runs(profile)),
+        )
+    }
+    for semantics, runs in runs_of.items():
+        evaluations = [e for seed, e in runs.items() if all(seed in r for r in runs_of.values())]
         own = [
             {"semantics": semantics, "seed": e["seed"], **{k: e[k] for k in COMPARED}}
             for e in evaluations

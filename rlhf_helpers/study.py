@@ -34,6 +34,7 @@ from .run_files import (
     write_jsonl,
 )
 from .study_plan import TRAINED_KINDS, Plan, Row, load_plan
+from .verdict import verdict
 
 # What the table says of each row's evaluation, in this order.
 MEASURES = (
@@ -78,7 +79,7 @@ def run_study(plan: Plan, out: Path, rows: Sequence[Row] | None = None) -> Path:
     rows = plan.rows if rows is None else rows
     waiting = [row for row in rows if finished(plan, row, out) is None]
     print(f"{plan.name}: {len(rows)} rows, {len(rows) - len(waiting)} of them done.", flush=True)
-    write_table(plan, out)
+    refresh(plan, out)
     bench = Bench(plan) if waiting else None
     started = time.monotonic()
     for done, row in enumerate(waiting):
@@ -261,6 +262,23 @@ def write_table(plan: Plan, out: Path) -> Path:
     bounds = [f"{name}_{bound}" for name in INTERVALS for bound in ("mean", "low", "high")]
     names = ["name", "kind", "panel", "seed", *varied, *MEASURES, *bounds, *ALSO]
     return _write_csv(out / "table.csv", names, rows)
+
+
+def refresh(plan: Plan, out: Path) -> None:
+    """Say again what follows from the figures of finished rows: verdicts, and the table.
+
+    For rows that were measured before the verdict's rules, or the table's columns, were changed.
+    """
+    for row in plan.rows:
+        result = finished(plan, row, out)
+        if result is None:
+            continue
+        evaluation = result["evaluation"]
+        said = evaluation["verdict"], evaluation["verdict_reason"]
+        evaluation["verdict"], evaluation["verdict_reason"] = verdict(evaluation)
+        if said != (evaluation["verdict"], evaluation["verdict_reason"]):
+            atomic_write_json(out / "rows" / f"{row.id}.json", result)
+    write_table(plan, out)
 
 
 def table_row(result: dict[str, Any], varied: Sequence[str]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def label_points(
     """
     ax.figure.draw_without_rendering()  # settles where the axes lie
     marks = _in_pixels(ax, [p[:2] for p in points], lines)
-    taken: list[Bbox] = []
+    taken = [text.get_window_extent() for text in ax.texts]
     for x, y, text, colour in sorted(points, key=lambda p: -p[1]):
         width, height = _text_size(ax, text)
         here = ax.transData.transform((x, y))
@@ -286,6 +286,9 @@ def judge_figure(rows: Sequence[Mapping]) -> Figure:
         name = _seeds_label(group)
         if any(row["verdict"] == "gamed" for row in group.rows):
             name += ": gamed"
+            if y >= GAMED_JUDGE_GAIN * x:  # the judge went along; the untuned model did not
+                times = group.mean("perplexity_after") / group.mean("perplexity_before")
+                name += f", perplexity × {times:.1f}"
         points.append((x, y, name, colour))
         lines.append(([x, x], [low, high]))
     _note_seeds(ax)

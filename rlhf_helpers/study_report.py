@@ -15,6 +15,7 @@ from typing import Any
 from .config import repo_root
 from .evaluate_run import evaluation_path
 from .run_files import atomic_write_text, read_json
+from .study import refresh
 from .study_figures import Group, groups_of, kl_of, read_table
 from .study_plan import load_plan
 
@@ -61,6 +62,9 @@ def draw_study_figures() -> list[Path]:
     from .study_figures import ablation_figure, course_figure, frontier_figure, judge_figure
 
     folder, drawn = repo_root() / "figures" / "study", []
+    for name in ("frontier", "ablations"):
+        if study_rows(name):
+            refresh(load_plan(study_dir(name).with_suffix(".yml")), study_dir(name))
     rows = study_rows("frontier")
     if rows:
         drawn.append(save_figure(frontier_figure(rows), folder / "frontier.png"))

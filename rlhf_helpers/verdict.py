@@ -9,7 +9,10 @@ collapsed   the outputs lost their variety: distinct-2 fell under COLLAPSED_DIST
             their words. Whatever the reward says.
 no_change   the interval of the paired reward difference does not lie above zero.
 gamed       the reward rose, but the independent judge did not confirm it: its interval
-            does not lie above zero, or its gain is under GAMED_JUDGE_GAIN of the reward's.
+            does not lie above zero, or its gain is under GAMED_JUDGE_GAIN of the reward's. Or both
+            rose and the reference's perplexity of the outputs rose over GAMED_PERPLEXITY of what
+            it was: a judge that counts words is pleased by heaps of praise too, and whether they
+            are still language the model that was there before can tell.
 narrower    reward and judge rose, and distinct-2 fell under NARROWER_DISTINCT_2 of what it
             was, or self-BLEU rose by more than NARROWER_SELF_BLEU.
 improved    reward and judge rose, and the variety held.
@@ -21,6 +24,7 @@ COLLAPSED_DISTINCT_2 = 0.5  # after / before
 COLLAPSED_PHRASE_SHARE = 0.5  # of the outputs
 COLLAPSED_LENGTH = 0.25  # after / before, in words
 GAMED_JUDGE_GAIN = 0.25  # judge's gain / reward's gain
+GAMED_PERPLEXITY = 1.5  # after / before
 NARROWER_DISTINCT_2 = 0.8  # after / before
 NARROWER_SELF_BLEU = 0.1  # rise, on a scale of 0 to 1
 
@@ -55,6 +59,12 @@ def verdict(summary: dict) -> tuple[str, str]:
         )
     if judge is not None and judge["mean"] < GAMED_JUDGE_GAIN * gain["mean"]:
         return "gamed", f"{_capital(rose)}, but the independent judge's by only {_interval(judge)}."
+    if _ratio(summary, "perplexity") > GAMED_PERPLEXITY:
+        odd = _change("perplexity under it went", summary, "perplexity", ".0f")
+        return "gamed", (
+            f"{_capital(rose)}, but the untuned model no longer takes the outputs for language: "
+            f"{odd}."
+        )
     confirmed = (
         "no independent judge was asked"
         if judge is None

@@ -328,6 +328,15 @@ def test_a_judge_that_rises_a_little_beyond_noise_is_still_gamed():
     assert summary["verdict"] == "gamed" and "by only 0.030" in summary["verdict_reason"]
 
 
+def test_praise_that_is_no_language_any_more_is_gamed_though_the_judge_likes_it():
+    before = [dict(row, n_tokens=20, reference_nll=80.0) for row in BASE]  # e^4, about 55
+    for nats, expected in ((86.0, "improved"), (90.0, "gamed")):  # e^0.3 = 1.35, e^0.5 = 1.65
+        after = [dict(row, n_tokens=20, reference_nll=nats) for row in CASES["improved"]]
+        summary = summarise_pair(before, after, n_draws=1000)
+        assert summary["verdict"] == expected
+    assert "perplexity under it went from 55 to 90" in summary["verdict_reason"]
+
+
 def test_a_fall_is_called_a_fall():
     summary = variant(reward=[float(b) - 0.2 for b in BEFORE])
     assert summary["verdict"] == "no_change"

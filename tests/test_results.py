@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_helpers import results, study, study_report
+from rlhf_helpers import results, study, study_figures, study_report
 from rlhf_helpers.config import repo_root
 
 README = (repo_root() / "README.md").read_text(encoding="utf-8")
@@ -133,3 +133,31 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
         hostile = e["groups"]["hostile"]
         assert hostile["n_samples"] == 64 and hostile["paired_difference"]["low"] > 0
         assert len(e["repeated_4grams_after"]) == 10
+
+
+def test_what_docs_study_says_of_the_frontier_holds():
+    groups = {g.name: g for g in study_figures.groups_of(study_report.study_rows("frontier"))}
+
+    def mean(name, column):
+        return groups[name].mean(column)
+
+    usual, free, best = "PPO, β 0.01", "PPO, β 0", "best of 64"
+    assert mean(free, "reward_after") > 0.95 and mean(free, "judge_difference_low") > 0.3
+    assert mean(free, "kl_per_sequence") > 2 * mean(usual, "kl_per_sequence")
+    assert mean(free, "perplexity_after") > 1.9 * mean(free, "perplexity_before")
+    assert {row["verdict"] for row in groups[free].rows} == {"gamed"}
+    assert mean(usual, "perplexity_after") < mean(usual, "perplexity_before")
+    assert abs(mean(best, "reward_after") - mean(usual, "reward_after")) < 0.03
+    assert mean(best, "kl_analytic") < 0.3 * mean(usual, "kl_per_sequence")
+    assert mean(best, "distinct_2_after") > 0.9 * mean(best, "distinct_2_before")
+
+    def seen(name):
+        return mean(name, "judge_difference_mean") / mean(name, "paired_difference_mean")
+
+    assert 0.4 < seen(best) < 0.6 and seen(usual) > 0.8
+    for name in ("RLOO, β 0.01", "GRPO, β 0.04"):
+        assert mean(name, "reward_after") > 0.85
+        assert mean(name, "kl_per_sequence") <= mean(usual, "kl_per_sequence")
+    for name in ("positive prompt", "SFT, 100 steps"):
+        assert mean(name, "paired_difference_mean") < 0.1
+    assert mean("PPO, β 0.1", "kl_per_sequence") < 2 and mean("PPO, β 0.1", "reward_after") < 0.6

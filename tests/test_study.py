@@ -211,6 +211,18 @@ def test_an_interrupted_row_goes_on_from_its_checkpoint(tmp_path, small_world, m
     }
 
 
+def test_verdicts_of_finished_rows_follow_the_rules_of_today(tmp_path, small_world):
+    plan = small_world([{"name": "a", "kind": "ppo"}])
+    table = study.run_study(plan, tmp_path / "out")
+    path = tmp_path / "out/rows/a-s1000.json"
+    result = read_json(path)
+    expected, result["evaluation"]["verdict"] = result["evaluation"]["verdict"], "splendid"
+    path.write_text(json.dumps(result))
+    study.refresh(plan, tmp_path / "out")
+    assert read_json(path)["evaluation"]["verdict"] == expected
+    assert table_of(table)[0]["verdict"] == expected
+
+
 def test_time_spent_adds_up_over_attempts(tmp_path):
     path = tmp_path / "spent.json"
     with pytest.raises(KeyboardInterrupt), study.time_spent(path):

@@ -94,6 +94,13 @@ def test_judge_figure_names_what_is_gamed():
     assert np.isclose(drawn, (0.57, 0.02)).all(axis=1).any()
 
 
+def test_a_judge_that_went_along_is_named_with_the_perplexity():
+    fooled = row("PPO, β 0", reward=0.97, judge=0.97, verdict="gamed",
+                 perplexity_before=80.0, perplexity_after=168.0)  # fmt: skip
+    ax = judge_figure([*ROWS, fooled]).axes[0]
+    assert "PPO, β 0: gamed, perplexity × 2.1" in texts(ax)
+
+
 def test_ablation_panels_say_when_they_have_one_seed():
     panels = {"rank": [row("rank 1"), row("rank 4", kl=7.0)], "β": ROWS[:3]}
     figure = ablation_figure(panels)
