@@ -261,7 +261,7 @@ def judge_figure(rows: Sequence[Mapping]) -> Figure:
     gains = [row["paired_difference_mean"] for row in rows]
     top = max(*gains, 0.1) * 1.15
     ax.plot([0, top], [0, top], "--", color=GREY, linewidth=1)
-    ax.annotate("the judge sees all of it", (top * 0.86, top * 0.86), xytext=(-6, 0),
+    ax.annotate("the judge sees all of it", (top * 0.6, top * 0.6), xytext=(-6, 0),
                 textcoords="offset points", color=GREY, fontsize=8, ha="right")  # fmt: skip
     ax.fill_between([0, top], 0, [0, GAMED_JUDGE_GAIN * top], color=RED, alpha=0.12, linewidth=0)
     ax.annotate("gamed: the judge sees less than a quarter", (top * 0.98, 0.02 * top), color=RED,
