@@ -7,7 +7,6 @@ run that was interrupted goes on as if it had not been.
 
 from __future__ import annotations
 
-import importlib
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,19 +20,17 @@ from torch import Tensor
 
 from .config import (
     ConfigError,
-    RLOOConfig,
     TRLConfig,
     default_ppo_config,
     optimizer_class_path,
     scheduler_class_path,
     validate_config,
 )
-from .critic_free import grpo_loss, rloo_loss
 from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, samples_per_prompt
 from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .policy import Policy, load_policy
-from .ppo import gae, kl_controller, ppo_loss, whiten
+from .ppo import kl_controller
 from .processes import Processes, local_device
 from .progress import Progress
 from .prompts import PromptStream, check_fits_model, check_prompts, tokenize_prompts
@@ -46,6 +43,7 @@ from .saving import Saving
 from .training_log import TrainingLog
 from .training_state import kept_weights
 from .trlx_engine import train_with_trlx
+from .update import built, method_loss
 from .watchdog import Watchdog, gradient_norm, no_numbers_said, undo_update
 
 
@@ -140,8 +138,8 @@ class PPOTrainer:
         self.trained = {
             n: p for n, p in self.policy.trainable_parameters().items() if p.requires_grad
         }
-        optimizer = _build(optimizer_class_path, config.optimizer, list(self.trained.values()))
-        scheduler = _build(scheduler_class_path, config.scheduler, optimizer)
+        optimizer = built(optimizer_class_path, config.optimizer, list(self.trained.values()))
+        scheduler = built(scheduler_class_path, config.scheduler, optimizer)
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(
             self.policy, optimizer, scheduler
         )
@@ -366,39 +364,7 @@ class PPOTrainer:
 
     def loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's loss on a minibatch, with gradients, and its statistics."""
-        method = self.config.method
-        if not self.has_critic:
-            return self._critic_free_loss(batch)
-        mask = batch.loss_mask if self.corrected else None
-        advantages, returns = gae(batch.values, batch.rewards, method.gamma, method.lam)
-        advantages = whiten(advantages, mask, total=self.processes.sum).detach()
-        width = batch.rewards.shape[1]
-        logprobs, values = self.model(
-            batch.tokens, batch.attention_mask, batch.start, width, batch.trunk
-        )
-        loss, stats = ppo_loss(
-            logprobs, values, batch.logprobs, batch.values, advantages, returns, batch.loss_mask,
-            cliprange=method.cliprange, cliprange_value=method.cliprange_value,
-            vf_coef=method.vf_coef, masked_kl=self.corrected,
-        )  # fmt: skip
-        if self.corrected and self.processes.number > 1:
-            # Gradients are averaged over processes: weigh each by its share of the response
-            # tokens, so that every token counts the same wherever it was sampled.
-            tokens = batch.loss_mask.sum()
-            loss = loss * (self.processes.number * tokens / self.processes.sum(tokens))
-        return loss, stats
-
-    def _critic_free_loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        width = batch.rewards.shape[1]
-        logprobs, _ = self.model(
-            batch.tokens, batch.attention_mask, batch.start, width, batch.trunk
-        )
-        if isinstance(self.config.method, RLOOConfig):
-            return rloo_loss(logprobs, batch.logprobs, batch.advantages, batch.loss_mask)
-        return grpo_loss(
-            logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask,
-            cliprange=self.config.method.cliprange, kl_coef=self.kl_ctl.value,
-        )  # fmt: skip
+        return method_loss(self.model, batch, self.config.method, self.kl_ctl.value, self.processes)
 
     # --- sampling and evaluation -----------------------------------------------------------------
 
@@ -475,10 +441,3 @@ class PPOTrainer:
         self.save()
         self.save_pretrained()
         self.log.close()
-
-
-def _build(class_path: Callable[[str], str], section, first_argument):
-    """An optimizer or scheduler from its section of the configuration."""
-    module, _, name = class_path(section.name).rpartition(".")
-    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in section.kwargs.items()}
-    return getattr(importlib.import_module(module), name)(first_argument, **kwargs)
