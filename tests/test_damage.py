@@ -226,7 +226,9 @@ def fill(disk, leave):
     (disk / "filler").write_bytes(bytes(free))
 
 
-@pytest.mark.parametrize("leave", [0, 4096, 60_000])
+@pytest.mark.parametrize(
+    "leave", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (4096, 60_000))]
+)
 def test_a_disk_that_fills_up_stops_the_run_and_loses_no_checkpoint(tmp_path, small_disk, leave):
     """Metrics, checkpoint or policy are what does not fit any more."""
     run = small_disk / "run"

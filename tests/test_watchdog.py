@@ -84,8 +84,12 @@ SABOTAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", SABOTAGE)
-@pytest.mark.parametrize("action", ["stop", "skip"])
+@pytest.mark.parametrize(
+    "kind, action",
+    [("loss", "stop"), ("loss", "skip"), ("gradient", "stop"), ("KL", "stop"),
+     pytest.param("gradient", "skip", marks=pytest.mark.slow),
+     pytest.param("KL", "skip", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_bad_update_is_found_within_one_iteration_and_undone(tmp_path, monkeypatch, kind, action):
     spoil, settings, said = SABOTAGE[kind]
     limits = {**settings.get("train__watchdog", {}), "action": action}
