@@ -38,9 +38,7 @@ class Saving:
             trainer.log.sync()
             scores = [rollout.score for rollout in trainer.store]
             score = sum(scores) / len(scores) if scores else None
-            save_checkpoint(
-                root, trainer.step, state, trainer.config.train.keep_checkpoints, score
-            )
+            save_checkpoint(root, trainer.step, state, trainer.config.train.keep_checkpoints, score)
         trainer.processes.wait()
         self._last = time.monotonic()
         self._seconds = self._last - started

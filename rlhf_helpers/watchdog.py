@@ -194,7 +194,6 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-
 def undo_update(trainer, problem: str) -> None:
     """Go back to the weights before this iteration's steps, and leave out those still to come.
 

@@ -11,7 +11,7 @@ ROOT = TESTS.parent
 NAMED = re.compile(r"\b(?:tests/)?(test_\w+\.py)::(test_\w+)")
 
 
-def tests_of(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     """Names of the test functions in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -21,7 +21,7 @@ def tests_of(path: Path) -> set[str]:
 def test_every_test_that_a_page_names_exists(page):
     for file, name in NAMED.findall((ROOT / page).read_text(encoding="utf-8")):
         assert (TESTS / file).exists(), file
-        assert name in tests_of(TESTS / file), f"{file}::{name}"
+        assert name in names_in(TESTS / file), f"{file}::{name}"
 
 
 def test_each_row_of_the_table_of_failures_names_a_test():
