@@ -147,6 +147,10 @@ def test_what_docs_study_says_of_the_frontier_holds():
     assert mean(free, "perplexity_after") > 1.9 * mean(free, "perplexity_before")
     assert {row["verdict"] for row in groups[free].rows} == {"gamed"}
     assert mean(usual, "perplexity_after") < mean(usual, "perplexity_before")
+    long = "PPO, β 0, long"
+    assert {row["verdict"] for row in groups[long].rows} == {"collapsed"}
+    assert mean(long, "reward_after") > 0.975 and mean(long, "judge_after") > 0.975
+    assert 0.25 < mean(long, "distinct_2_after") / mean(long, "distinct_2_before") < 0.4
     assert abs(mean(best, "reward_after") - mean(usual, "reward_after")) < 0.03
     assert mean(best, "kl_analytic") < 0.3 * mean(usual, "kl_per_sequence")
     assert mean(best, "distinct_2_after") > 0.9 * mean(best, "distinct_2_before")
