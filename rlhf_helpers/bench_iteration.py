@@ -38,9 +38,10 @@ from .counted_work import (
 )
 from .counted_work import counted_ratio as ratio_by_count
 from .experience import ExperienceMaker, RewardCaller, Scores, timed
+from .loading import load_base, load_tokenizer, make_policy
 from .machine_rates import copy_rate, matmul_rate, synchronize
 from .naive import NaivePolicy
-from .policy import Policy, load_base, load_tokenizer, make_policy
+from .policy import Policy
 from .progress import Progress
 from .prompts import Prompt, PromptStream
 from .rollout import Tokenised, keep_sampled_ids

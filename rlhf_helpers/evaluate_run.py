@@ -74,7 +74,7 @@ def evaluate(
     """Before and after on these prompts; `befores` keeps samples that further runs share."""
     from .evaluation import summarise_pair
     from .judge import judge_by_name
-    from .policy import load_policy, load_trained_policy
+    from .loading import load_policy, load_trained_policy
     from .reward import sentiment_reward
     from .sampling import sample_records
 

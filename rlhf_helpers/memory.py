@@ -258,7 +258,7 @@ def predict_profile(profile: Profile, on_gpu: bool | None = None) -> MemoryPredi
 
 def profile_shape(profile: Profile) -> Any:
     """The policy's transformers configuration: from shapes.py, or from its own config.json."""
-    from .policy import model_config_of
+    from .loading import model_config_of
 
     known = known_shape(profile.config.model.model_path)
     return known if known is not None else model_config_of(profile.config.model)

@@ -185,7 +185,7 @@ class Bench:
 
     def before(self, settings: Profile, n: int) -> list[dict[str, Any]]:
         """The base model's samples of the first n held-out prompts, drawn once and kept."""
-        from .policy import load_policy
+        from .loading import load_policy
         from .sampling import sample_records
 
         method, train = settings.config.method, settings.config.train
@@ -204,7 +204,7 @@ class Bench:
         if row.kind in TRAINED_KINDS:
             return self._trained(row, settings)
         from . import study_baselines as baselines
-        from .policy import load_policy
+        from .loading import load_policy
 
         prompts = self.prompts[: row.n_prompts]
         policy = load_policy(settings.config)

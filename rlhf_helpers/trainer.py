@@ -29,7 +29,8 @@ from .config import (
 from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, samples_per_prompt
 from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
-from .policy import Policy, load_policy
+from .loading import load_policy
+from .policy import Policy
 from .ppo import kl_controller
 from .processes import Processes, local_device
 from .progress import Progress

@@ -7,8 +7,8 @@ import torch
 from tiny_runs import model_dir
 
 from rlhf_helpers.config import ConfigError, TRLConfig, load_profile, validate_config
+from rlhf_helpers.loading import load_base, load_policy, load_trained_policy
 from rlhf_helpers.memory import predict_profile
-from rlhf_helpers.policy import load_base, load_policy, load_trained_policy
 from rlhf_helpers.task import post_prompts
 from rlhf_helpers.trainer import train
 

@@ -6,7 +6,7 @@ from peft import PeftModel
 from tiny_runs import PROMPTS, letter_reward, run_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_helpers.policy import load_trained_policy
+from rlhf_helpers.loading import load_trained_policy
 from rlhf_helpers.trainer import train
 
 

@@ -14,7 +14,7 @@ from tiny_runs import PROMPTS, letter_reward, run_config
 from rlhf_helpers import checkpoint
 from rlhf_helpers.checkpoint import best_checkpoint, load_newest, save_checkpoint
 from rlhf_helpers.config import ConfigError
-from rlhf_helpers.policy import load_trained_policy
+from rlhf_helpers.loading import load_trained_policy
 from rlhf_helpers.run_files import CannotWriteError, read_jsonl, writing_to, written_together
 from rlhf_helpers.run_lock import only_run_in
 from rlhf_helpers.saving import CHECKPOINT_COST, CHECKPOINT_SECONDS, Saving

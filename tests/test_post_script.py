@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from rlhf_helpers.assets import load_reviews
 from rlhf_helpers.config import load_profile
-from rlhf_helpers.policy import load_trained_policy
+from rlhf_helpers.loading import load_trained_policy
 from rlhf_helpers.run_files import read_jsonl
 
 

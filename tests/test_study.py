@@ -12,7 +12,7 @@ from tiny_runs import letter_reward, model_dir, policy_with_lora, run_config
 
 from rlhf_helpers import study, study_baselines
 from rlhf_helpers.config import ConfigError, Profile
-from rlhf_helpers.policy import load_policy
+from rlhf_helpers.loading import load_policy
 from rlhf_helpers.run_files import read_json, read_jsonl
 from rlhf_helpers.sampling import EvalPrompt, sample_records
 from rlhf_helpers.study_plan import load_plan

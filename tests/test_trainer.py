@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_runs import PROMPTS, letter_reward, run_config
 
 from rlhf_helpers.config import ConfigError
-from rlhf_helpers.policy import load_policy, load_trained_policy
+from rlhf_helpers.loading import load_policy, load_trained_policy
 from rlhf_helpers.reward import RewardError
 from rlhf_helpers.run_files import read_jsonl
 from rlhf_helpers.trainer import PPOTrainer, train

@@ -16,9 +16,9 @@ from golden_set import GoldenSet
 
 from rlhf_helpers.config import PPOConfig, TRLConfig, default_ppo_config
 from rlhf_helpers.experience import ScoreScaler
+from rlhf_helpers.loading import load_tokenizer
 from rlhf_helpers.lora import layer_indices, lora_disabled
 from rlhf_helpers.lora_targets import preset_modules
-from rlhf_helpers.policy import load_tokenizer
 from rlhf_helpers.ppo import (
     RunningMoments,
     gae,

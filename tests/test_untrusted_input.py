@@ -15,7 +15,7 @@ from tiny_runs import model_dir, run_config
 
 import rlhf_helpers
 from rlhf_helpers.checkpoint import HASHES, STATE, load_newest, save_checkpoint
-from rlhf_helpers.policy import load_policy
+from rlhf_helpers.loading import load_policy
 
 PACKAGE = Path(rlhf_helpers.__file__).parent
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.policy import load_trained_policy
+from rlhf_helpers.loading import load_trained_policy
 from rlhf_helpers.run_files import read_jsonl
 from rlhf_helpers.trainer import train
 from rlhf_helpers.watchdog import MOST_SKIPS, WatchdogError

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_helpers.config import TRLConfig
-from rlhf_helpers.policy import Policy, load_policy
+from rlhf_helpers.loading import load_policy
+from rlhf_helpers.policy import Policy
 
 TOKENIZERS = Path(__file__).parent / "golden"
 PROMPTS = ["policy data", "value batch", "the model", "feedback", "a", "code", "human", "every"]
