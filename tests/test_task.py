@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from rlhf_helpers import reward, task
 from rlhf_helpers.config import ConfigError, check_run_dir, load_profile, save_config
-from rlhf_helpers.sampling import _records, evaluation_prompts
+from rlhf_helpers.sampling import evaluation_prompts, score_samples
 
 REVIEWS = Dataset.from_list([
     {"text": "One two three four five.", "label": 1, "bucket": 3},
@@ -65,10 +65,10 @@ def test_the_judge_is_asked_for_the_same_label_and_text(word_counter):
         prompt, output, seed, group, ended = "abcd ", "bad ending", 1, "heldout", False
 
     profile = load_profile("alpaca-7b")
-    (row,) = _records([Sampled], [{}], task.task_reward(profile), Judge(), profile.reward)
+    (row,) = score_samples([Sampled], [{}], task.task_reward(profile), Judge(), profile.reward)
     assert row["reward"] == pytest.approx(0.1) and row["judge"] == pytest.approx(0.9)
     profile = load_profile("cpu")
-    (row,) = _records([Sampled], [{}], task.task_reward(profile), Judge(), profile.reward)
+    (row,) = score_samples([Sampled], [{}], task.task_reward(profile), Judge(), profile.reward)
     assert row["reward"] == pytest.approx(0.9) and row["judge"] == pytest.approx(0.15)
 
 
