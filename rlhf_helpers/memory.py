@@ -31,8 +31,9 @@ TEMPLATE_TOKENS_PER_WORD = 1.6  # plain English with some punctuation has fewer
 # bitsandbytes' nf4 with double quantisation: half a byte a weight, one byte for each 64 of them
 # and one float32 for each 256 of those (Dettmers et al. 2023, section 3).
 BYTES_IN_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Keys and values grow by concatenation, token by token. The C library's heap on a CPU does not
-# fit a grown tensor into the hole that the smaller one leaves: measured 1.8 to 2.2 times the cache.
+# Keys and values grow by concatenation, token by token, and backpropagation frees what the forward
+# pass kept piece by piece. The C library's heap on a CPU does not fill all the holes: both were
+# measured to take about 1.6 times what they hold (figures/bench/memory_cpu.csv).
 HEAP_GROWTH = 1.6
 # A process that has imported everything and read the reviews, before any model: measured on Linux
 # with the profile cpu, 0.40 GB of it after the imports.
@@ -112,6 +113,8 @@ class _Sizes:
     gated: bool  # feed-forward with a gate (LLaMA): one wide state more
     in_4bit: bool
     bytes: int  # of a number of the model
+    lora_inputs: int  # widths of what LoRA reads in one layer, added up
+    dropout: bool  # of LoRA
     weights: int  # bytes
     trained: int  # parameters
     on_gpu: bool
@@ -139,6 +142,7 @@ class _Sizes:
             kv=(getattr(shape, "num_key_value_heads", None) or heads) * h // heads,
             gated=shape.model_type in ("llama", "mistral", "qwen2"), in_4bit=model.load_in_4bit,
             bytes=number,
+            lora_inputs=counts["lora_inputs"], dropout=_lora_dropout(model) > 0,
             weights=_weight_bytes(counts["base"], shape, model, number),
             trained=counts["trained"], on_gpu=on_gpu,
         )  # fmt: skip
@@ -155,16 +159,22 @@ def _parameters(shape: Any, model: Any) -> dict[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from .lora import add_lora, parameter_report
+    from .lora import add_lora, lora_sites, parameter_report
 
     with torch.device("meta"):  # every shape and not one weight
         empty = AutoModelForCausalLM.from_config(shape)
-    add_lora(empty, model)
+    handle = add_lora(empty, model)
     report = parameter_report(empty)
+    read = sum(site.lora_A.shape[-1] for site in lora_sites(empty))  # A is [r, width]
     trained = report["trainable_with_value_head"]
     if not report["lora"]:
         trained = report["value_head"] + _top_layers(shape, model)
-    return {"base": report["total"] - report["lora"], "trained": trained}
+    inputs = read // len(handle.layers) if read else 3 * shape.hidden_size
+    return {"base": report["total"] - report["lora"], "trained": trained, "lora_inputs": inputs}
+
+
+def _lora_dropout(model: Any) -> float:
+    return (model.delta_kwargs or model.peft_config or {}).get("lora_dropout", 0.0)
 
 
 def _top_layers(shape: Any, model: Any) -> int:
@@ -218,12 +228,15 @@ def _layer_at_work(s: _Sizes, tokens: int) -> int:
 
 def _update(s: _Sizes) -> dict[str, int]:
     tokens, columns = s.B * s.tokens, s.B * (s.new + 1)
-    # What backpropagation keeps of a top layer: input, norms, queries, keys, values, attention's
-    # output, LoRA's inputs (in float32) with their dropout; two or three wide states.
-    kept = 6 * s.h * s.bytes + 5 * s.h * FLOAT32 + (3 if s.gated else 2) * s.f * s.bytes
+    # What backpropagation keeps of a top layer: two states of the residual stream, queries, keys
+    # and values, attention's output, one or three wide states; and what LoRA reads, in float32,
+    # where it has dropout together with its mask (of floats on a CPU, of bytes on a GPU).
+    mask = (1 if s.on_gpu else FLOAT32) if s.dropout else 0
+    kept = (6 * s.h + (3 if s.gated else 1) * s.f) * s.bytes + s.lora_inputs * (FLOAT32 + mask)
+    states = s.U * tokens * kept
     rows = min(columns, ROWS_ON_GPU if s.on_gpu else ROWS_ON_CPU)
     return {
-        "states for the gradients": s.U * tokens * kept,
+        "states for the gradients": round(states * (1 if s.on_gpu else HEAP_GROWTH)),
         "states of a minibatch": 3 * tokens * s.h * s.bytes + _layer_at_work(s, tokens),
         # In the model's type, in float32, one temporary of the softmax, and back.
         "logits": rows * s.V * (s.bytes + 2 * FLOAT32 + (s.bytes if s.bytes == 2 else 0)),
