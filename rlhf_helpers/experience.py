@@ -124,7 +124,7 @@ class Collection:
 
     kl_coef: float
     rollouts: list[Rollout] = field(default_factory=list)
-    kls: list[float] = field(default_factory=list)  # of each chunk, for the KL controller
+    kls: list[float | None] = field(default_factory=list)  # of each chunk, for the KL controller
     sequence_kls: list[float] = field(default_factory=list)  # of each chunk, nats per sequence
     stats: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 

@@ -25,11 +25,11 @@ def matmul_rate(
     return 2 * rows * inner * columns / seconds
 
 
-def copy_rate(device: str, clock: Clock, size: int = COPY_BYTES) -> float:
+def copy_rate(device: str, clock: Clock) -> float:
     """Bytes a second that a copy in memory reads and writes, both counted."""
-    source = torch.ones(size // 4, device=device)
+    source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * size / _median_seconds(lambda: target.copy_(source), device, clock)
+    return 2 * COPY_BYTES / _median_seconds(lambda: target.copy_(source), device, clock)
 
 
 def _median_seconds(work: Callable[[], object], device: str, clock: Clock) -> float:

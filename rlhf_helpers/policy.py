@@ -270,7 +270,7 @@ class Policy(nn.Module):
                 attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
                 **settings,
             )
-        return rows[:, more:]
+        return rows[:, more:] if more else rows
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:
