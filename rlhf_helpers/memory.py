@@ -210,8 +210,13 @@ def _sampling(s: _Sizes) -> dict[str, int]:
     }
 
 
+def _rows_at_once(s: _Sizes) -> int:
+    """Hidden states that pass through the output head together."""
+    return ROWS_ON_GPU if s.on_gpu else ROWS_ON_CPU
+
+
 def _scoring(s: _Sizes) -> dict[str, int]:
-    rows = 4 * s.tokens  # policy.SLICE sequences at a time
+    rows = min(s.C * s.tokens, _rows_at_once(s))
     return {
         # Of the trunk, of the policy's top and of the reference's, and the trunk's copies.
         "states of a chunk": 4 * s.C * s.tokens * s.h * s.bytes,
@@ -234,7 +239,7 @@ def _update(s: _Sizes) -> dict[str, int]:
     mask = (1 if s.on_gpu else FLOAT32) if s.dropout else 0
     kept = (6 * s.h + (3 if s.gated else 1) * s.f) * s.bytes + s.lora_inputs * (FLOAT32 + mask)
     states = s.U * tokens * kept
-    rows = min(columns, ROWS_ON_GPU if s.on_gpu else ROWS_ON_CPU)
+    rows = min(columns, _rows_at_once(s))
     return {
         "states for the gradients": round(states * (1 if s.on_gpu else HEAP_GROWTH)),
         "states of a minibatch": 3 * tokens * s.h * s.bytes + _layer_at_work(s, tokens),
