@@ -173,3 +173,4 @@ def test_committed_measurements_make_a_table():
     table = bench_table(repo_root() / "figures/bench")
     for row in rows:
         assert f"{row['ratio']:.2f}" in table and row["command"] in table
+    assert table in (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
