@@ -57,6 +57,7 @@ def more_prompts(profile: Profile, n: int, per_opening: int, seed: int) -> list:
     from .assets import heldout_prompts, load_reviews
     from .evaluation import HEADLINE_GROUP, HOSTILE_PROMPTS, NEUTRAL_PROMPTS
     from .sampling import EvalPrompt
+    from .task import prompt_of
 
     heldout = heldout_prompts(load_reviews(profile.assets["data"]), profile.prompts["words"], n)
     if len(heldout) < n:
@@ -65,7 +66,10 @@ def more_prompts(profile: Profile, n: int, per_opening: int, seed: int) -> list:
     chosen += [(p, "hostile") for p in HOSTILE_PROMPTS for _ in range(per_opening)]
     chosen += [(p, "neutral") for p in NEUTRAL_PROMPTS for _ in range(per_opening)]
     first = seed * 1_000_000
-    return [EvalPrompt(prompt, group, first + i) for i, (prompt, group) in enumerate(chosen)]
+    return [
+        EvalPrompt(prompt_of(profile, opening), group, first + i)
+        for i, (opening, group) in enumerate(chosen)
+    ]
 
 
 def evaluate(
@@ -75,14 +79,14 @@ def evaluate(
     from .evaluation import summarise_pair
     from .judge import judge_by_name
     from .loading import load_policy, load_trained_policy
-    from .reward import sentiment_reward
     from .sampling import sample_records
+    from .task import task_reward
 
-    reward_fn = sentiment_reward(settings.assets["reward"])
+    reward_fn = task_reward(settings)
     judge = judge_by_name(settings.assets["judge"])
     method = settings.config.method
-    depends = [settings.assets, settings.prompts, method.gen_kwargs, method.semantics,
-               settings.config.train.seq_length]  # fmt: skip
+    depends = [settings.assets, settings.prompts, settings.reward, method.gen_kwargs,
+               method.semantics, settings.config.train.seq_length]  # fmt: skip
     key = json.dumps(depends, sort_keys=True)
     if key not in befores:
         base = load_policy(settings.config)  # LoRA's B is zero: the untuned model

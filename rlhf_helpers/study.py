@@ -144,24 +144,27 @@ class Bench:
 
     def __init__(self, plan: Plan):
         """Load data, reward model and judge once."""
-        from .assets import heldout_prompts, load_reviews, training_prompts
+        from .assets import heldout_prompts, load_reviews
         from .judge import judge_by_name
-        from .reward import sentiment_reward
         from .sampling import EvalPrompt
+        from .task import prompt_of, task_prompts, task_reward
 
         self.plan = plan
         self.work = resolve_run_dir(f"runs/study/{plan.name}")
         settings = plan.settings(plan.rows[0])
         words = settings.prompts["words"]
         reviews = load_reviews(settings.assets["data"])
-        self.training_prompts = training_prompts(reviews, words)
+        self.training_prompts = task_prompts(settings, reviews)
         most = max(row.n_prompts for row in plan.rows)
         heldout = heldout_prompts(reviews, words, most)
         if len(heldout) < most:
             raise ConfigError(f"n_prompts is {most}: there are {len(heldout)} held-out prompts.")
         first = plan.evaluation_seed * 1_000_000
-        self.prompts = [EvalPrompt(p, "heldout", first + i) for i, p in enumerate(heldout)]
-        self.reward_fn = sentiment_reward(settings.assets["reward"])
+        self.prompts = [
+            EvalPrompt(prompt_of(settings, opening), "heldout", first + i)
+            for i, opening in enumerate(heldout)
+        ]
+        self.reward_fn = task_reward(settings)
         self.judge = judge_by_name(settings.assets["judge"])
 
     def do(self, row: Row, out: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def small_world(tmp_path, monkeypatch):
     })  # fmt: skip
     monkeypatch.setattr("rlhf_helpers.assets.load_reviews", lambda name: reviews)
     monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
-    monkeypatch.setattr("rlhf_helpers.reward.sentiment_reward", lambda name: letter_reward)
+    monkeypatch.setattr("rlhf_helpers.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.judge.judge_by_name", lambda name: VowelJudge())
     monkeypatch.setattr(study, "resolve_run_dir", lambda path: tmp_path / path)
     tiny = run_config(tmp_path).to_dict()
@@ -240,7 +240,7 @@ def test_time_spent_adds_up_over_attempts(tmp_path):
 def tiny_profile(root, **overrides):
     config = run_config(root, method__semantics="corrected", **overrides)
     assets = dict.fromkeys(("policy", "reward", "data", "judge"), "x")
-    return Profile("tiny", config, assets, {}, {})
+    return Profile("tiny", config, assets, {}, {}, {})
 
 
 def eval_prompts(n):

@@ -201,7 +201,8 @@ def test_finished_runs_are_evaluated_on_more_prompts_and_share_what_is_before(
     assets = {"policy": config["model"]["model_path"], "reward": "r", "data": "d", "judge": "j"}
     save_config(
         Profile("tiny", TRLConfig.from_dict(config), assets,
-                {"n_prompts": 2, "samples_per_post_prompt": 1}, {"words": 2}),
+                {"n_prompts": 2, "samples_per_post_prompt": 1}, {"words": 2},
+                {"label": "POSITIVE", "text": "sample"}),
         tmp_path / "base",
     )  # fmt: skip
     folders = [tmp_path / "one", tmp_path / "two"]
@@ -214,7 +215,7 @@ def test_finished_runs_are_evaluated_on_more_prompts_and_share_what_is_before(
     texts = [f"{a} {b} tail" for a in ("policy", "value", "human") for b in ("data", "code", "b")]
     reviews = Dataset.from_dict({"text": texts, "label": [0] * 9, "bucket": [0] * 9})
     monkeypatch.setattr("rlhf_helpers.assets.load_reviews", lambda name: reviews)
-    monkeypatch.setattr("rlhf_helpers.reward.sentiment_reward", lambda name: letter_reward)
+    monkeypatch.setattr("rlhf_helpers.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.judge.judge_by_name", lambda name: None)
     monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")
     command = ["evaluate", *map(str, folders), "--n-prompts", "7", "--samples-per-opening", "2"]
