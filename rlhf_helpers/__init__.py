@@ -15,7 +15,7 @@ _PUBLIC = {
         "ConfigError", "ModelConfig", "OptimizerConfig", "PPOConfig", "SchedulerConfig",
         "TRLConfig", "TokenizerConfig", "TrainConfig", "default_ppo_config", "load_profile",
     ),
-    "policy": ("load_policy", "load_trained_policy"),
+    "loading": ("load_policy", "load_trained_policy"),
     "reward": ("RewardError", "sentiment_reward"),
     "trainer": ("train",),
 }  # fmt: skip

@@ -243,7 +243,7 @@ def _hub_snapshot(asset: Asset, offline: bool) -> Path:
             path = Path(get(allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"]))
         missing = _missing_model_files(path)
     if missing:
-        raise FileNotFoundError(f"{path} lacks {', '.join(missing)}")
+        raise FileNotFoundError(f"it lacks {', '.join(missing)}: {path}")  # what counts first
     return path
 
 
