@@ -61,7 +61,7 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
 def draw_readme_figures(profile: str = "cpu") -> list[Path]:
     """Draw headline.png from the reference run, seeds.png and semantics.png from all seeds."""
     from .plot_style import save_figure
-    from .results import corrected_runs, finished_runs
+    from .results import corrected_runs, finished_runs, runs_by_semantics
     from .run_figures import headline_figure, seeds_figure, semantics_figure
     from .run_files import reference_run_dir
 
@@ -71,6 +71,6 @@ def draw_readme_figures(profile: str = "cpu") -> list[Path]:
     if len(runs) > 1:
         drawn.append(save_figure(seeds_figure(runs), folder / "seeds.png"))
     if corrected_runs(profile):
-        figure = semantics_figure(runs, corrected_runs(profile))
+        figure = semantics_figure(**runs_by_semantics(profile))
         drawn.append(save_figure(figure, folder / "semantics.png"))
     return drawn

@@ -61,24 +61,25 @@ def results_table(profile: str = "cpu") -> str:
 COMPARED = ("reward_after", "judge_after", "kl_per_sequence", "distinct_2_after")
 
 
-def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
-    """Both semantics, a row a seed and a row of means: fields of COMPARED by name.
-
-    Only seeds that were run under both.
-    """
-    rows = []
-    runs_of = {
-        semantics: {e["seed"]: e for e in (read_json(p / "evaluation.json") for p in paths)}
+def runs_by_semantics(profile: str = "cpu") -> dict[str, list[Path]]:
+    """The committed runs under `trlx` and under `corrected`: seeds that were run under both."""
+    runs = {
+        semantics: {read_json(path / "evaluation.json")["seed"]: path for path in paths}
         for semantics, paths in (
-            ("trlx", finished_runs(profile)),
-            ("corrected", corrected_runs(profile)),
+            ("trlx", finished_runs(profile)), ("corrected", corrected_runs(profile)),
         )
-    }
-    for semantics, runs in runs_of.items():
-        evaluations = [e for seed, e in runs.items() if all(seed in r for r in runs_of.values())]
+    }  # fmt: skip
+    both = sorted(runs["trlx"].keys() & runs["corrected"].keys())
+    return {semantics: [paths[seed] for seed in both] for semantics, paths in runs.items()}
+
+
+def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
+    """Both semantics, a row a seed and a row of means: fields of COMPARED by name."""
+    rows = []
+    for semantics, paths in runs_by_semantics(profile).items():
         own = [
             {"semantics": semantics, "seed": e["seed"], **{k: e[k] for k in COMPARED}}
-            for e in evaluations
+            for e in (read_json(path / "evaluation.json") for path in paths)
         ]
         means = {k: sum(row[k] for row in own) / len(own) for k in COMPARED} if own else {}
         rows += [*own, {"semantics": semantics, "seed": "mean", **means}]

@@ -121,7 +121,7 @@ def _draw_ends(ax: Axes, evaluations: Sequence[Mapping]) -> None:
 
 @styled
 def semantics_figure(
-    trlx_runs: Sequence[str | Path], corrected_runs: Sequence[str | Path]
+    trlx: Sequence[str | Path], corrected: Sequence[str | Path]
 ) -> Figure:
     """Both semantics, a line a seed: reward and KL coefficient on the way, then the ends.
 
@@ -130,7 +130,7 @@ def semantics_figure(
     """
     figure = new_figure(height=5.4)
     panels = figure.subplot_mosaic([["reward", "beta"], ["end", "varied"]])
-    kinds = (("trlx", ORANGE, "o", trlx_runs), ("corrected", BLUE, "s", corrected_runs))
+    kinds = (("trlx", ORANGE, "o", trlx), ("corrected", BLUE, "s", corrected))
     for row, (name, colour, marker, paths) in enumerate(kinds):
         runs = [RunDir(path, create=False) for path in paths]
         for i, run in enumerate(runs):

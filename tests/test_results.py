@@ -61,9 +61,7 @@ def evaluations(paths):
 
 
 def test_what_notebook_04_says_of_the_two_semantics_holds():
-    trlx = evaluations(results.finished_runs("cpu"))
-    corrected = evaluations(results.corrected_runs("cpu"))
-    trlx = {seed: run for seed, run in trlx.items() if seed in corrected}
+    trlx, corrected = map(evaluations, results.runs_by_semantics("cpu").values())
     assert trlx.keys() == corrected.keys() and len(trlx) >= 3
 
     def mean(runs, name):
