@@ -44,11 +44,11 @@ def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
     if not config.load_in_4bit:
         base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
         return base.to(device)
+    kept = unquantised_modules(AutoConfig.from_pretrained(path), config.num_layers_unfrozen)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "model.load_in_4bit is True: install the package bitsandbytes or set it to false."
         )
-    kept = unquantised_modules(AutoConfig.from_pretrained(path), config.num_layers_unfrozen)
     four_bits = BitsAndBytesConfig(  # nf4, as in QLoRA (Dettmers et al. 2023)
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept,
