@@ -88,12 +88,12 @@ def search_space(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return space
 
 
-def run_trial(hparams: dict[str, Any], script: str) -> None:
-    """One trial, in a process and a directory of its own."""
+def run_trial(hparams: dict[str, Any], script: str, out: str) -> None:
+    """One trial, in a process of its own and a directory of its own under `out`."""
     os.environ[TRIAL] = "1"
     os.environ["RLHF_QUIET_PROGRESS"] = "1"
-    here = str(Path.cwd() / "run")  # Ray starts a trial in its own directory
-    load_main(script)({**hparams, "train.checkpoint_dir": here})
+    directory = Path(out) / ray_tune().get_context().get_trial_id()
+    load_main(script)({**hparams, "train.checkpoint_dir": str(directory)})
 
 
 def load_main(script: str | Path):
@@ -132,7 +132,9 @@ def run_sweep(
     if scheduler not in schedulers:
         raise ConfigError(f"tune_config.scheduler is {scheduler!r}: choose fifo or hyperband.")
     out = Path(out).resolve()
-    trial = tune.with_parameters(run_trial, script=str(Path(script).resolve()))
+    trial = tune.with_parameters(
+        run_trial, script=str(Path(script).resolve()), out=str(out / Path(sweep_file).stem / "runs")
+    )
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
         param_space=search_space(fields),
