@@ -174,3 +174,13 @@ def test_committed_measurements_make_a_table():
     for row in rows:
         assert f"{row['ratio']:.2f}" in table and row["command"] in table
     assert table in (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
+
+
+def test_what_the_page_says_of_the_clock_is_in_the_files():
+    page = (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
+    paths = list((repo_root() / "figures/bench/clock").glob("*.json"))
+    assert paths
+    for path in paths:
+        result = json.loads(path.read_text())
+        words = f"{result['ratio']:.2f} of {result['counted_ratio']:.2f} counted"
+        assert words in page and "--clock" not in result["command"]
