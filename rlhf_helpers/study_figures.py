@@ -137,15 +137,12 @@ def frontier_figure(rows: Sequence[Mapping]) -> Figure:
         if group.kind == "best-of-n":
             continue
         colour, marker, _ = LOOKS[group.kind]
-        x, y = group.mean("kl"), group.mean("reward_after")
-        low, high = group.bounds("reward_after", "paired_difference")
-        ax.errorbar(x, y, yerr=_around(y, low, high), fmt=marker, color=colour, markersize=7,
-                    capsize=2, linewidth=1)  # fmt: skip
+        x, y, interval = _draw_group(ax, group, "kl", "reward_after", "paired_difference")
         if len(group.rows) > 1:
             ax.plot([r["kl"] for r in group.rows], [r["reward_after"] for r in group.rows], marker,
                     color=colour, markersize=3.5, alpha=0.6)  # fmt: skip
         points.append((x, y, _seeds_label(group), colour))
-        lines.append(([x, x], [low, high]))
+        lines.append(([x, x], interval))
     ax.set_title("What reward costs: held-out reward against KL\n")
     _note_seeds(ax)
     ax.set(xlabel="KL to the reference (nats per sample)", ylabel="mean reward of held-out samples")
@@ -153,6 +150,18 @@ def frontier_figure(rows: Sequence[Mapping]) -> Figure:
     ax.set_xlim(left=-0.7)
     label_points(ax, points, lines)
     return figure
+
+
+def _draw_group(
+    ax: Axes, group: Group, x_name: str, y_name: str, interval_name: str
+) -> tuple[float, float, list[float]]:
+    """The mark of a configuration with its bar; where it lies, and the bar's ends."""
+    colour, marker, _ = LOOKS[group.kind]
+    x, y = group.mean(x_name), group.mean(y_name)
+    low, high = group.bounds(y_name, interval_name)
+    ax.errorbar(x, y, yerr=_around(y, low, high), fmt=marker, color=colour, markersize=7,
+                capsize=2, linewidth=1)  # fmt: skip
+    return x, y, [low, high]
 
 
 def _note_seeds(ax: Axes) -> None:
@@ -278,11 +287,10 @@ def judge_figure(rows: Sequence[Mapping]) -> Figure:
     for group in groups:
         if group.kind == "best-of-n":
             continue
-        colour, marker, _ = LOOKS[group.kind]
-        x, y = group.mean("paired_difference_mean"), group.mean("judge_difference_mean")
-        low, high = group.bounds("judge_difference_mean", "judge_difference")
-        ax.errorbar(x, y, yerr=_around(y, low, high), fmt=marker, color=colour, markersize=6,
-                    capsize=2, linewidth=1)  # fmt: skip
+        colour = LOOKS[group.kind][0]
+        x, y, interval = _draw_group(
+            ax, group, "paired_difference_mean", "judge_difference_mean", "judge_difference"
+        )
         name = _seeds_label(group)
         if any(row["verdict"] == "gamed" for row in group.rows):
             name += ": gamed"
@@ -290,7 +298,7 @@ def judge_figure(rows: Sequence[Mapping]) -> Figure:
                 times = group.mean("perplexity_after") / group.mean("perplexity_before")
                 name += f", perplexity × {times:.1f}"
         points.append((x, y, name, colour))
-        lines.append(([x, x], [low, high]))
+        lines.append(([x, x], interval))
     _note_seeds(ax)
     ax.set(
         xlabel="gain of the reward that was trained on",

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .config import PPOConfig, RLOOConfig
+from .config import GRPOConfig, PPOConfig, RLOOConfig
 from .critic_free import grpo_loss, rloo_loss
-from .experience import samples_per_prompt
 from .ppo import gae, ppo_loss, whiten
 from .processes import Processes
 from .rollout import Minibatch
@@ -29,7 +28,7 @@ def method_loss(
     logprobs, values = model(batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
     if isinstance(method, RLOOConfig):
         return rloo_loss(logprobs, batch.logprobs, batch.advantages, batch.loss_mask)
-    if samples_per_prompt(method) > 1:
+    if isinstance(method, GRPOConfig):
         return grpo_loss(
             logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask,
             cliprange=method.cliprange, kl_coef=kl_coef,

@@ -24,7 +24,9 @@ COLLAPSED_DISTINCT_2 = 0.5  # after / before
 COLLAPSED_PHRASE_SHARE = 0.5  # of the outputs
 COLLAPSED_LENGTH = 0.25  # after / before, in words
 GAMED_JUDGE_GAIN = 0.25  # judge's gain / reward's gain
-GAMED_PERPLEXITY = 1.5  # after / before
+# After / before. Set after a run without any KL penalty had come out as "narrower", with a ratio of
+# 2.1 and a judge that had been fooled too.
+GAMED_PERPLEXITY = 1.5
 NARROWER_DISTINCT_2 = 0.8  # after / before
 NARROWER_SELF_BLEU = 0.1  # rise, on a scale of 0 to 1
 

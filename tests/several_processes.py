@@ -40,8 +40,9 @@ def whole_run(root: Path) -> None:
     seen = open(root / f"seen_{os.environ['RANK']}.jsonl", "a")
 
     def reward_fn(samples, prompts, **kwargs):
-        seen.write(json.dumps(prompts) + "\n")
-        return letter_reward(samples)
+        scores = letter_reward(samples)
+        seen.write(json.dumps({"prompts": prompts, "scores": scores}) + "\n")
+        return scores
 
     for total_steps in (4, 8):
         config = run_config(

@@ -101,7 +101,8 @@ def test_two_processes_whiten_for_themselves_under_trlx(two):
 def test_each_process_scores_its_own_samples_and_one_writes(two):
     root, _, finished = two
     seen = [
-        {p for line in read_jsonl(root / f"seen_{rank}.jsonl") for p in line} for rank in (0, 1)
+        {p for call in read_jsonl(root / f"seen_{rank}.jsonl") for p in call["prompts"]}
+        for rank in (0, 1)
     ]
     assert seen[0] == set(PROMPTS[0::2]) and seen[1] == set(PROMPTS[1::2])
     lines = read_jsonl(root / "run" / "metrics.jsonl")
@@ -113,9 +114,14 @@ def test_each_process_scores_its_own_samples_and_one_writes(two):
 
 
 def test_logged_scores_are_those_of_all_processes(two):
+    """trlX logs the last chunk's mean: here of the second call in each of both processes."""
     root, _, _ = two
+    calls = [read_jsonl(root / f"seen_{rank}.jsonl") for rank in (0, 1)]
+    second = [score for process in calls for score in process[1]["scores"]]
+    assert len(second) == 4 and calls[0][1]["scores"] != calls[1][1]["scores"]
     lines = [x for x in read_jsonl(root / "run" / "metrics.jsonl") if "exp_scores/mean" in x]
-    assert len(lines) == 2 and all(0 <= line["exp_scores/mean"] <= 1 for line in lines)
+    assert lines[0]["exp_scores/mean"] == pytest.approx(sum(second) / 4, rel=1e-6)
+    assert len(lines) == 2
 
 
 def test_a_run_goes_on_with_as_many_processes_only(two):
