@@ -76,6 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vary", choices=list(VARIED), help="measure how cost grows with it")
     parser.add_argument("--values", help="of what varies, e.g. 4,8,16")
+    parser.add_argument(
+        "--beside-trlx", metavar="PYTHON",
+        help="the shape's run under the real trlX too, by that interpreter",
+    )  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="hardly any width: tries the code")
     parser.add_argument("--out", default="runs/bench", help="where files go (runs/bench)")
 
@@ -89,7 +93,11 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(gpu_report(out, tiny=arguments.tiny)))
         return 0
     case = case_of(arguments)
-    if arguments.vary:
+    if arguments.beside_trlx:
+        from .bench_trlx import beside_trlx
+
+        result = beside_trlx(case, arguments.beside_trlx, out)
+    elif arguments.vary:
         result = vary(case, arguments.vary, _values(arguments), out)
     else:
         result = bench(case, out)

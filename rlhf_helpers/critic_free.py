@@ -1,8 +1,9 @@
 """RLOO and GRPO, which take a prompt's other samples as the baseline instead of a value function.
 
 Pure functions over tensors, to be read next to `ppo.py` and the two papers:
-Ahmadian et al. 2024, "Back to Basics" (arXiv:2402.14740, section 2, the REINFORCE leave-one-out
-estimator), and Shao et al. 2024, "DeepSeekMath" (arXiv:2402.03300, section 4.1, equations 3, 4).
+Ahmadian et al. 2024, "Back to Basics" (arXiv:2402.14740, the REINFORCE leave-one-out estimator,
+after Kool et al. 2019), and Shao et al. 2024, "DeepSeekMath" (arXiv:2402.03300, section 4.1,
+equations 3, 4).
 
 Shapes: n prompts, k samples of each; B sequences in a minibatch, T columns of the response.
 """

@@ -26,6 +26,7 @@ from .shapes import classifier_parameters, known_shape
 
 FLOAT32 = 4
 ADAM_BYTES = 16  # of a trained float32 parameter: itself, its gradient, two running moments
+KEPT_BYTES = 12  # of its copy that the watchdog can go back to: itself and the moments
 PROMPT_TOKENS_PER_WORD = 2.5  # an upper estimate: a prompt of four words has about ten tokens
 TEMPLATE_TOKENS_PER_WORD = 1.6  # plain English with some punctuation has fewer
 # bitsandbytes' nf4 with double quantisation: half a byte a weight, one byte for each 64 of them
@@ -82,6 +83,7 @@ def predict(
     lasting = {
         "policy weights": sizes.weights,
         "trained parts": sizes.trained * ADAM_BYTES,
+        "trained parts, kept": sizes.trained * (KEPT_BYTES if _is_watched(config) else 0),
         # Those of the last iteration are kept until the new ones are complete.
         "rollouts": 2 * config.method.num_rollouts * sizes.tokens * sizes.h * sizes.bytes,
         "reward model": reward_parameters * FLOAT32,
@@ -171,6 +173,10 @@ def _parameters(shape: Any, model: Any) -> dict[str, int]:
         trained = report["value_head"] + _top_layers(shape, model)
     inputs = read // len(handle.layers) if read else 3 * shape.hidden_size
     return {"base": report["total"] - report["lora"], "trained": trained, "lora_inputs": inputs}
+
+
+def _is_watched(config: TRLConfig) -> bool:
+    return config.train.watchdog["action"] != "off"
 
 
 def _lora_dropout(model: Any) -> float:
@@ -302,6 +308,7 @@ REMEDIES = {
                       "model.model_path",
     "reward model": "assets.reward: a smaller classifier",
     "trained parts": "a smaller lora_r or model.num_layers_unfrozen",
+    "trained parts, kept": "train.watchdog.action: off",
     "rollouts": "a smaller method.num_rollouts",
     "key-value cache": "a smaller method.chunk_size or max_new_tokens",
     "trunk states while sampling": "a smaller method.chunk_size",

@@ -28,6 +28,7 @@ def test_deep_by_hand():
     assert found.lasting["policy weights"] == 4 * (embeddings + 24 * layer + 2 * 512)
     trained = 2 * 4 * 8 * (512 + 512) + 512 * 1024 + 1024 + 1024 + 1
     assert found.lasting["trained parts"] == 16 * trained
+    assert found.lasting["trained parts, kept"] == 12 * trained  # for the watchdog, which is on
     assert found.lasting["rollouts"] == 2 * 16 * 64 * 512 * 4  # old and new
     assert found.phases["sampling"]["key-value cache"] == 2 * 24 * 16 * 64 * 512 * 4
     assert found.peak == sum(found.lasting.values()) + max(
