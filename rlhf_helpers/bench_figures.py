@@ -15,6 +15,7 @@ LABELS = {
     "generate": "sampling", "score": "log-probabilities and values",
     "reward": "reward model", "update": "updates",
 }  # fmt: skip
+SHORTCUTS = {"naive": "every shortcut off", "fast": "every shortcut on"}
 AXES = {
     "unfrozen": "top layers with LoRA", "batch": "rollouts of an optimizer step",
     "tokens": "new tokens of a response", "rollouts": "rollouts of an iteration",
@@ -28,8 +29,7 @@ def phase_plot(result: Mapping[str, Any]) -> Figure:
     figure = new_figure(2.5)
     axes = figure.subplots()
     floor = result["fast"]["floor_seconds_by_phase"]
-    rows = [("naive", "every shortcut off"), ("fast", "this package")]
-    bars = [(text, _seconds(result[name])) for name, text in rows if name in result]
+    bars = [(t, _seconds(result[name])) for name, t in SHORTCUTS.items() if name in result]
     bars.append(("at the machine's rates", {phase: floor.get(phase, 0.0) for phase in PHASES}))
     for row, (_, seconds) in enumerate(reversed(bars)):
         left = 0.0
@@ -87,7 +87,7 @@ def growth_plot(summary: Mapping[str, Any]) -> Figure:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_title({"fast": "this package", "naive": "every shortcut off"}[engine])
+        axes.set_title(f"{summary['shape']}, {SHORTCUTS[engine]}")
     panels[0].set_ylabel(f"{_seconds_are(summary)} of one iteration")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)

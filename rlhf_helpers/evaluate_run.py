@@ -102,6 +102,7 @@ def write_judge_course(run: RunDir, settings: Profile) -> Path:
     The judge is asked now, of samples that were kept: no run ever sees it.
     """
     from .judge import judge_by_name
+    from .sampling import judge_scores
 
     by_step: dict[int, list[dict[str, Any]]] = {}
     for record in read_jsonl(run.eval_samples):
@@ -109,7 +110,8 @@ def write_judge_course(run: RunDir, settings: Profile) -> Path:
     judge = judge_by_name(settings.assets["judge"])
     lines = ["step,reward,judge,n"]
     for step, records in sorted(by_step.items()):
-        judged = judge.score([r["prompt"] + r["output"] for r in records])
+        prompts, outputs = ([r[name] for r in records] for name in ("prompt", "output"))
+        judged = judge_scores(judge, prompts, outputs, settings.reward)
         reward = sum(r["reward"] for r in records) / len(records)
         lines.append(f"{step},{reward:.6g},{sum(judged) / len(judged):.6g},{len(records)}")
     path = run.path / "judge_course.csv"

@@ -98,7 +98,7 @@ def draw_reward(ax: Axes, metrics: Metrics) -> None:
     title = "Mean reward"
     if len(told) > 1:
         title += f": from {told[0]:.2f} to {told[-1]:.2f}"
-    ax.set(title=title, ylabel="P(positive)", ylim=(0, 1))
+    ax.set(title=title, ylabel="reward", ylim=(0, 1))
     finish_axes(ax, bool(told), legend="lower right")
 
 
@@ -211,7 +211,7 @@ def draw_histogram(ax: Axes, before: Samples, after: Samples | None) -> None:
         highest = max(highest, counts.max())
     means = " to ".join(f"{np.mean(rewards):.2f}" for _, rewards, _, _ in sides)
     title = f"Mean reward {means}" if after is None else f"Mean reward from {means}"
-    ax.set(title=title, xlabel="reward: P(positive) of a sample", xlim=(0, 1),
+    ax.set(title=title, xlabel="reward of a sample", xlim=(0, 1),
            ylabel=f"samples (of {len(sides[0][1])})", ylim=(0, 1.3 * highest))
     ax.legend(loc="upper left")
 
@@ -249,7 +249,7 @@ def paired_change_plot(
                     label="not higher")
     scatter.set(title=f"Higher after for {rose.sum()} of {len(pairs)}", xlim=(-0.03, 1.03),
                 ylim=(-0.03, 1.03), aspect="equal",
-                xlabel="reward before: P(positive)", ylabel="reward after: P(positive)")
+                xlabel="reward before", ylabel="reward after")
     scatter.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
     changes = np.sort(new - old)
     colours = [AFTER if change > 0 else RED for change in changes]

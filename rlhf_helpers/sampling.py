@@ -226,6 +226,18 @@ def sample_records(
     return records
 
 
+def judge_scores(
+    judge: Any, prompts: Sequence[str], outputs: Sequence[str], task: Mapping[str, str]
+) -> list[float]:
+    """What the judge thinks of each sample, read as the task's reward reads it.
+
+    The judge says P(positive); the task may want the opposite, or of the output alone.
+    """
+    whole = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+    scores = judge.score(outputs if task["text"] == "output" else whole)
+    return scores if task["label"] == "POSITIVE" else [1 - score for score in scores]
+
+
 def score_samples(
     samples: Sequence[Sample],
     costs: Sequence[dict[str, float]],
@@ -243,10 +255,7 @@ def score_samples(
     rewards = reward_fn(samples=whole, prompts=prompts, outputs=outputs)
     # The prompt's own words move the score: the continuation is scored alone as well.
     continuations = reward_fn(samples=outputs, prompts=prompts, outputs=outputs)
-    judged = None
-    if judge is not None:  # it says P(positive); the task may want the opposite, of less text
-        judged = judge.score(outputs if task["text"] == "output" else whole)
-        judged = judged if task["label"] == "POSITIVE" else [1 - score for score in judged]
+    judged = None if judge is None else judge_scores(judge, prompts, outputs, task)
     records = []
     for i, s in enumerate(samples):
         record = {

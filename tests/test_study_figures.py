@@ -170,13 +170,26 @@ def test_the_evaluation_over_most_prompts_is_taken(tmp_path):
     assert evaluation_path(tmp_path).name == "evaluation_1000.json"
 
 
-def test_judge_course_is_the_judges_mean_of_the_samples_of_each_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "label, text, judged",
+    [
+        ("POSITIVE", "sample", ("0.2", "0.4")),  # texts of 2; and of 3 and 5 letters
+        ("NEGATIVE", "sample", ("0.8", "0.6")),
+        ("NEGATIVE", "output", ("1", "0.8")),  # outputs of 0; and of 1 and 3 letters
+    ],
+)
+def test_judge_course_is_the_judges_mean_of_the_samples_of_each_step(
+    tmp_path, monkeypatch, label, text, judged
+):
+    """Read as the reward reads them: the wanted label, of the whole or of the output alone."""
+
     class Judge:
         def score(self, texts):
             return [len(text) / 10 for text in texts]
 
     class Settings:
         assets = {"judge": "x"}
+        reward = {"label": label, "text": text}
 
     monkeypatch.setattr("rlhf_helpers.judge.judge_by_name", lambda name: Judge())
     run = RunDir(tmp_path)
@@ -188,8 +201,8 @@ def test_judge_course_is_the_judges_mean_of_the_samples_of_each_step(tmp_path, m
     with open(write_judge_course(run, Settings()), newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        {"step": "0", "reward": "0.25", "judge": "0.2", "n": "1"},
-        {"step": "4", "reward": "0.75", "judge": "0.4", "n": "2"},
+        {"step": "0", "reward": "0.25", "judge": judged[0], "n": "1"},
+        {"step": "4", "reward": "0.75", "judge": judged[1], "n": "2"},
     ]
 
 
