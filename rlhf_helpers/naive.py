@@ -2,7 +2,8 @@
 
 The same mathematics as `Policy`, done as a plain implementation does it (trlX v0.6.0 too): the
 reference policy is a second forward pass through the whole model, every update passes through all
-layers, the output head and its log-softmax run over all columns, and LoRA stays unmerged.
+layers, the output head and its log-softmax run over all columns, LoRA stays unmerged, and the
+key-value cache grows by concatenation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .policy import Policy, Scored
 
 class NaivePolicy(Policy):
     """A policy that shares nothing between its passes. Results are those of `Policy`."""
+
+    takes_room_at_once = False
 
     def forward(
         self, tokens: Tensor, attention_mask: Tensor, start: int, width: int, trunk: Tensor | None

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ from .lora_state import merged_state_dict
 from .ppo import logprobs_of_labels
 
 STATIC_WIDTH = 16  # tokens
+# Whoever gives one of these to `generate` decides about the key-value cache.
+CACHE_SETTINGS = {"cache_implementation", "past_key_values", "use_cache", "num_beams"}
 
 
 class Scored(NamedTuple):
@@ -50,6 +52,8 @@ class Scored(NamedTuple):
 
 class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
+
+    takes_room_at_once = True  # for the key-value cache while sampling: see kv_cache.py
 
     def __init__(
         self,
@@ -263,6 +267,13 @@ class Policy(nn.Module):
         pad = self.tokenizer.pad_token_id
         settings = dict(eos_token_id=self.tokenizer.eos_token_id, pad_token_id=pad) | kwargs
         static = settings.get("cache_implementation") == "static"
+        if self.takes_room_at_once and self._room_is_known(settings):
+            from .kv_cache import (
+                roomy_cache,  # the transformers of engine="trlx" has no such layers
+            )
+
+            room = input_ids.shape[1] + settings["max_new_tokens"]
+            settings["past_key_values"] = roomy_cache(self.base.config, room)
         more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
         with self._autocast():
             rows = self.base.generate(
@@ -271,6 +282,11 @@ class Policy(nn.Module):
                 **settings,
             )
         return rows[:, more:] if more else rows
+
+    @staticmethod
+    def _room_is_known(settings: dict[str, Any]) -> bool:
+        given = {name for name, value in settings.items() if value is not None}
+        return "max_new_tokens" in given and CACHE_SETTINGS.isdisjoint(given)
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:
