@@ -8,7 +8,8 @@ and update around one model, in turn; the ratio is the median of the pairs' rati
 the clock's, or with `--clock cpu` those that the process computed, on a machine that is shared.
 
 `counted_ratio` is what the ratio would be if each phase of the fast iteration did its counted
-FLOPs (counted_work.py) at the rate that the naive one reached in the same phase.
+FLOPs (counted_work.py; bytes, where those decide about decoding) at the rate that the naive one
+reached in the same phase.
 `floor_seconds` is the time that the counted work of the fast iteration takes at the machine's
 measured rates, matrix products of these sizes and copies; where decoding is bound by the bytes
 of the weights and of the cache, those count instead of FLOPs.

@@ -337,16 +337,16 @@ def _result(task, sizes, runs, peaks, rates) -> dict[str, Any]:
     result["kept_trunk_bytes"] = kept_bytes(sizes, task)
     result["seconds_of_every_iteration"] = runs
     if "naive" in runs:
-        result |= _comparison(runs, result, work)
+        result |= _comparison(runs, result, work, (flops, rate["copy_bytes"]))
     return result
 
 
-def _comparison(runs, result, work) -> dict[str, float]:
+def _comparison(runs, result, work, rates) -> dict[str, float]:
     pairs = zip(runs["naive"], runs["fast"], strict=True)
     ratios = [naive["iteration_seconds"] / fast["iteration_seconds"] for naive, fast in pairs]
     phases = ("generate", "score", "reward", "update")
     measured = {phase: result["naive"][f"{phase}_seconds"] for phase in phases}
-    counted = ratio_by_count(measured, work["naive"], work["fast"])
+    counted = ratio_by_count(measured, work["naive"], work["fast"], *rates)
     ratio = statistics.median(ratios)
     return {
         "ratio": ratio,

@@ -12,7 +12,9 @@ goes through all layers and all columns. Gradients stop at the top in both; noth
 through q, k and v of its first layer, whose input does not learn.
 
 Decoding one token reads all weights and the key-value cache once for a whole chunk: on most
-machines those bytes, not its FLOPs, take the time, so both are counted.
+machines those bytes, not its FLOPs, take the time, so both are counted. A cache that grows by
+concatenation is read and written once more for every token; with the shortcuts it has its room
+from the start (kv_cache.py).
 """
 
 from __future__ import annotations
@@ -135,9 +137,8 @@ def _generate(sizes: ModelSizes, task: Task, shortcuts: bool) -> Work:
     mean_context = task.prompt_tokens + task.new_tokens / 2
     weights = sizes.layers * sizes.layer + sizes.head
     cache = min(task.chunk, task.rollouts) * mean_context * sizes.layers * sizes.cache_width
-    return Work(
-        flops * task.rollouts, chunks * task.new_tokens, (weights + cache) * sizes.number_bytes
-    )
+    moved = weights + (cache if shortcuts else 3 * cache)  # read, or read, copied and written
+    return Work(flops * task.rollouts, chunks * task.new_tokens, moved * sizes.number_bytes)
 
 
 def _contexts(task: Task) -> float:
@@ -181,14 +182,22 @@ def kept_bytes(sizes: ModelSizes, task: Task) -> int:
 
 
 def counted_ratio(
-    naive_seconds: dict[str, float], naive: dict[str, Work], fast: dict[str, Work]
+    naive_seconds: dict[str, float],
+    naive: dict[str, Work],
+    fast: dict[str, Work],
+    flops_per_second: float,
+    bytes_per_second: float,
 ) -> float:
     """How much faster an iteration must be, if each phase keeps the naive one's measured rate.
 
     naive_seconds: measured, by phase; phases that are not counted take the same time in both.
+    The rates are the machine's: they say whether FLOPs or bytes decide about a phase.
     """
+    rates = flops_per_second, bytes_per_second
     expected = sum(
-        seconds * (fast[phase].flops / naive[phase].flops if phase in fast else 1.0)
+        seconds * (fast[phase].seconds(*rates) / naive[phase].seconds(*rates))
+        if phase in fast
+        else seconds
         for phase, seconds in naive_seconds.items()
     )
     return sum(naive_seconds.values()) / expected

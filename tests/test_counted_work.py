@@ -138,6 +138,8 @@ def test_decoding_reads_weights_and_cache_at_every_step():
     # 4 steps; 10 layers of 5 weights, the head, and 10 x 2 numbers of about 4 tokens; 4 bytes.
     assert (work.steps, work.step_bytes) == (4, 4 * (50 + 7 + 80))
     assert work.seconds(flops_per_second=1e9, bytes_per_second=4 * 137) == pytest.approx(4.0)
+    # A cache that grows by concatenation: 80 numbers are copied, read and written.
+    assert counted_work(sizes, TASK, False)["generate"].step_bytes == 4 * (50 + 7 + 3 * 80)
 
 
 def test_counted_ratio_takes_each_phase_at_its_own_rate():
@@ -145,8 +147,15 @@ def test_counted_ratio_takes_each_phase_at_its_own_rate():
     fast = {"generate": Work(10), "score": Work(10), "update": Work(20)}
     seconds = {"generate": 5.0, "score": 4.0, "update": 10.0, "reward": 1.0}
     # 20 s without shortcuts; 5 + 1 + 2 + 1 with them.
-    assert counted_ratio(seconds, naive, fast) == pytest.approx(20 / 9)
+    assert counted_ratio(seconds, naive, fast, 1.0, 1.0) == pytest.approx(20 / 9)
     assert flop_ratio(naive, fast) == pytest.approx(150 / 40)
+
+
+def test_counted_ratio_takes_bytes_where_they_decide():
+    naive, fast = ({"generate": Work(10, steps=2, step_bytes=n)} for n in (30.0, 15.0))
+    # At 10 FLOP/s and 10 bytes/s 6 s and 3 s of bytes; at 1 FLOP/s 10 s of FLOPs in both.
+    assert counted_ratio({"generate": 8.0}, naive, fast, 10.0, 10.0) == pytest.approx(2.0)
+    assert counted_ratio({"generate": 8.0}, naive, fast, 1.0, 10.0) == pytest.approx(1.0)
 
 
 def test_flop_ratio_of_the_shapes():
