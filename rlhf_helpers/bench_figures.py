@@ -16,6 +16,9 @@ LABELS = {
     "reward": "reward model", "update": "updates",
 }  # fmt: skip
 SHORTCUTS = {"naive": "every shortcut off", "fast": "every shortcut on"}
+ENGINES = {
+    "trlx": "trlX 0.6.0", "ours": "here, trlx", "ours-corrected": "here, corrected",
+}  # fmt: skip
 AXES = {
     "unfrozen": "top layers with LoRA", "batch": "rollouts of an optimizer step",
     "tokens": "new tokens of a response", "rollouts": "rollouts of an iteration",
@@ -63,6 +66,34 @@ def _title(result: Mapping[str, Any]) -> str:
 
 def _seconds_are(result: Mapping[str, Any]) -> str:
     return "CPU seconds" if result["case"].get("clock") == "cpu" else "seconds"
+
+
+@styled
+def beside_trlx_plot(result: Mapping[str, Any]) -> Figure:
+    """Seconds of an iteration and peak memory: trlX, and this package under both semantics."""
+    figure = new_figure(2.2)
+    times, memory = figure.subplots(1, 2, sharey=True)
+    engines = list(ENGINES)[::-1]
+    peaks = {
+        name: max(run["peak_memory_bytes"] for run in runs) / 1e9
+        for name, runs in result["engines"].items()
+    }
+    for axes, values, unit in (
+        (times, result["cpu_seconds"], "CPU seconds of one iteration, median"),
+        (memory, peaks, "peak memory of the process (GB)"),
+    ):
+        for row, name in enumerate(engines):
+            axes.barh(row, values[name], height=0.6, color=GREY if name == "trlx" else BLUE)
+            axes.text(values[name], row, f" {values[name]:#.3g}", va="center")
+        axes.set_xlabel(unit)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.15)
+    times.set_yticks(range(len(engines)), [ENGINES[name] for name in engines])
+    ratio = result["cpu_ratio"]
+    times.set_title(
+        f"{result['shape']}: {ratio['ours']:.1f} and {ratio['ours-corrected']:.1f} times faster"
+    )
+    return figure
 
 
 @styled

@@ -55,3 +55,26 @@ def bench_table(folder: str | Path) -> str:
             f"| {row['device']}{seconds}, {row['date']} |"
         )
     return "\n".join([*lines, "", "Made by", "", *(f"    {row['command']}" for row in rows)])
+
+
+def beside_trlx_table(folder: str | Path) -> str:
+    """Markdown: an iteration of trlX and of this package under both semantics, and the ratios."""
+    lines = [
+        "| shape | semantics here | trlX, CPU s | here, CPU s | ratio | ratio by the clock | "
+        "peak GB, here / trlX | date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(Path(folder).glob("*.json")):
+        result = read_json(path)
+        seconds = result["cpu_seconds"]
+        peak = {
+            name: max(run["peak_memory_bytes"] for run in runs) / 1e9
+            for name, runs in result["engines"].items()
+        }
+        for name, semantics in (("ours", "trlx"), ("ours-corrected", "corrected")):
+            lines.append(
+                f"| {result['shape']} | {semantics} | {seconds['trlx']:.1f} | {seconds[name]:.1f} "
+                f"| **{result['cpu_ratio'][name]:.2f}** | {result['wall_ratio'][name]:.2f} "
+                f"| {peak[name]:.2f} / {peak['trlx']:.2f} | {result['date']} |"
+            )
+    return "\n".join(lines)

@@ -162,7 +162,9 @@ def beside_trlx(case: Any, python: str, out: Path) -> dict[str, Any]:
     """Run every engine ROUNDS times, in turn; write <shape>_beside_trlx.json to `out`."""
     from .assets import load_reviews
     from .bench import _header
+    from .bench_figures import beside_trlx_plot
     from .manifest import device_report
+    from .plot_style import save_figure
     from .progress import Progress
 
     if not case.shape:
@@ -189,6 +191,7 @@ def beside_trlx(case: Any, python: str, out: Path) -> dict[str, Any]:
     result["device"] = device_report() | {"threads": case.threads or 1}
     atomic_write_json(out / f"{case.shape}_beside_trlx.json", result)
     print(table_text(result))
+    print(save_figure(beside_trlx_plot(result), out / f"{case.shape}_beside_trlx.png"))
     return result
 
 

@@ -165,6 +165,7 @@ class PPOTrainer:
         self.good_weights: dict[str, Any] | None = None  # of the start of this iteration
         self.saving = Saving(self)
         self._interrupts: list[int] = []
+        self._collated: tuple[list[Rollout], Any] = ([], None)
         # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
         self.policy.set_dropout(active=not self.corrected)
         self.processes.seed(train.seed)
@@ -359,9 +360,19 @@ class PPOTrainer:
         return stats
 
     def collate(self, indices: Sequence[int]) -> Minibatch:
-        """The stored rollouts with these indices as one minibatch."""
+        """The stored rollouts with these indices as one minibatch.
+
+        The last one is kept: `trlx` takes each minibatch `ppo_epochs` times in a row.
+        """
         rollouts = [self.store[i] for i in indices]
-        return collate(rollouts, self.tokenizer.pad_token_id, self.policy.device, self.corrected)
+        kept, minibatch = self._collated
+        if len(kept) == len(rollouts) and all(a is b for a, b in zip(kept, rollouts, strict=True)):
+            return minibatch
+        minibatch = collate(
+            rollouts, self.tokenizer.pad_token_id, self.policy.device, self.corrected
+        )
+        self._collated = (rollouts, minibatch)
+        return minibatch
 
     def loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's loss on a minibatch, with gradients, and its statistics."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_helpers import bench_trlx
+from rlhf_helpers import bench_results, bench_trlx
 from rlhf_helpers.assets import load_reviews
+from rlhf_helpers.bench_figures import beside_trlx_plot
 from rlhf_helpers.bench_iteration import Case
 from rlhf_helpers.config import ConfigError, repo_root
 from rlhf_helpers.run_files import read_json
@@ -107,9 +108,32 @@ def test_what_cannot_be_compared_is_refused(changes, message, tmp_path):
         bench_trlx.beside_trlx(case, sys.executable, tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted((repo_root() / "figures/bench/trlx").glob("*.json")))
+COMMITTED = sorted((repo_root() / "figures/bench/trlx").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_figures_follow_from_their_own_seconds(path):
     result = read_json(path)
-    assert bench_trlx.compared(result["engines"])["wall_ratio"] == result["wall_ratio"]
+    again = bench_trlx.compared(result["engines"])
+    assert {name: result[name] for name in again} == again
     assert all(len(run["periods"]) >= 2 for runs in result["engines"].values() for run in runs)
     assert result["engines"]["trlx"][0]["versions"]["transformers"] == "4.27.1"
+    assert path.with_suffix(".png").exists()
+
+
+def test_the_page_has_each_ratio_from_its_file():
+    page = (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
+    assert {path.stem.split("_")[0] for path in COMMITTED} >= {"opt-125m"}
+    assert bench_results.beside_trlx_table(repo_root() / "figures/bench/trlx") in page
+
+
+def test_times_and_memory_are_drawn_for_each_engine():
+    periods = [{"wall": 4.0, "cpu": 3.0}]
+    found = {
+        name: [{"periods": periods, "peak_memory_bytes": 2e9}] for name in bench_trlx.ENGINES
+    }
+    figure = beside_trlx_plot({"shape": "deep", "engines": found, **bench_trlx.compared(found)})
+    times, memory = figure.axes
+    assert [bar.get_width() for bar in times.patches] == [3.0] * 3
+    assert [bar.get_width() for bar in memory.patches] == [2.0] * 3
+    assert times.get_title(loc="left") == "deep: 1.0 and 1.0 times faster"

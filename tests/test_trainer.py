@@ -16,6 +16,7 @@ from tiny_runs import PROMPTS, letter_reward, run_config
 from rlhf_helpers.config import ConfigError
 from rlhf_helpers.loading import load_policy, load_trained_policy
 from rlhf_helpers.reward import RewardError
+from rlhf_helpers.rollout import collate
 from rlhf_helpers.run_files import read_jsonl
 from rlhf_helpers.trainer import PPOTrainer, train
 
@@ -177,6 +178,30 @@ def test_twenty_kills_at_random_moments(tmp_path):
     assert output.count("ended by signal 9") == 20
     for directory in killed:
         assert_same_run(whole, directory)
+
+
+@pytest.mark.parametrize("semantics, minibatches", [("trlx", 2), ("corrected", 4)])
+def test_a_minibatch_that_is_used_again_at_once_is_put_together_once(
+    tmp_path, monkeypatch, semantics, minibatches
+):
+    """8 rollouts in minibatches of 4, 2 epochs: under `trlx` each is taken twice in a row."""
+    put_together = []
+
+    def counted(rollouts, *arguments):
+        put_together.append(rollouts)
+        return collate(rollouts, *arguments)
+
+    monkeypatch.setattr("rlhf_helpers.trainer.collate", counted)
+    tiny_train(tmp_path, method__semantics=semantics, train__watchdog={"action": "off"})
+    assert len(put_together) == minibatches
+
+    trainer = PPOTrainer(run_config(tmp_path / "other"), letter_reward)
+    trainer.add_prompts(PROMPTS, PROMPTS[:1])
+    trainer.store, _ = trainer.experience.make(8, 0.05)
+    first, again = trainer.collate([0, 1]), trainer.collate([0, 1])
+    assert first is again and trainer.collate([1, 0]) is not first
+    trainer.store = trainer.store[4:]  # the same indices mean other rollouts
+    assert trainer.collate([0, 1]) is not first
 
 
 def test_interrupt_saves_and_the_same_call_goes_on(finished, tmp_path, capsys):
