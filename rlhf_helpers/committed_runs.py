@@ -16,6 +16,12 @@ from .run_files import KEPT, RunDir, read_json
 MAX_BYTES = 5_000_000
 # Of a further seed only what tables and figures of several seeds need.
 KEPT_OF_A_SEED = ("config", "manifest", "metrics", "evaluation")
+# Of a policy's directory: the tokenizer is the base model's own, and the value head, often larger
+# than the adapter, is needed to train on but not to sample.
+LEFT_OUT = shutil.ignore_patterns(
+    "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*",
+    "value_head.safetensors",
+)  # fmt: skip
 # What `evaluate` adds to a finished run; kept where it is there.
 KEPT_IF_THERE = ("evaluation_*.json", "judge_course.csv")
 
@@ -44,8 +50,10 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
         copied = Path(folder) / "run"
         copied.mkdir()
         for source in sources:
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, copied / source.name)
+            if source.is_dir():
+                shutil.copytree(source, copied / source.name, ignore=LEFT_OUT)
+            else:
+                shutil.copy2(source, copied / source.name)
         size = sum(path.stat().st_size for path in copied.rglob("*") if path.is_file())
         if size > MAX_BYTES:
             raise ConfigError(

@@ -32,9 +32,9 @@ TEMPLATE_TOKENS_PER_WORD = 1.6  # plain English with some punctuation has fewer
 # bitsandbytes' nf4 with double quantisation: half a byte a weight, one byte for each 64 of them
 # and one float32 for each 256 of those (Dettmers et al. 2023, section 3).
 BYTES_IN_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Keys and values grow by concatenation, token by token, and backpropagation frees what the forward
-# pass kept piece by piece. The C library's heap on a CPU does not fill all the holes: both were
-# measured to take about 1.6 times what they hold (figures/bench/memory_cpu.csv).
+# Backpropagation frees what the forward pass kept piece by piece, and the C library's heap on a CPU
+# does not fill all the holes: what was kept was measured to take about 1.6 times what it holds
+# (figures/bench/memory_cpu.csv).
 HEAP_GROWTH = 1.6
 # A process that has imported everything and read the reviews, before any model: measured on Linux
 # with the profile cpu, 0.40 GB of it after the imports.
@@ -208,7 +208,7 @@ def _sampling(s: _Sizes) -> dict[str, int]:
     cache = 2 * s.L * s.C * s.tokens * s.kv * s.bytes
     states = s.C * s.tokens * s.h * s.bytes
     return {
-        "key-value cache": round(cache * (1 if s.on_gpu else HEAP_GROWTH)),
+        "key-value cache": cache,  # takes its room once: see kv_cache.py
         "trunk states while sampling": 2 * states,  # step by step, and put together at the end
         # The next token's: in the model's type, in float32, their softmax, and a copy to draw from.
         "logits": s.C * s.V * (s.bytes + 3 * FLOAT32),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .config import ConfigError
+from .config import ConfigError, ConfigWarning
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
 from .lora import (
     load_adapter,
@@ -339,7 +340,10 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(directory)
 
     def load(self, directory: str | Path) -> None:
-        """Take adapter (or unfrozen layers) and value head from a directory that `save` wrote."""
+        """Take adapter (or unfrozen layers) and value head from a directory that `save` wrote.
+
+        Without a value head there, as in committed runs, the policy can sample; a warning says so.
+        """
         directory = Path(directory)
         if self.has_lora:
             load_adapter(self.base, directory)
@@ -347,7 +351,16 @@ class Policy(nn.Module):
             self.base.load_state_dict(
                 load_file(directory / "unfrozen_layers.safetensors"), strict=False
             )
-        self.v_head.load_state_dict(load_file(directory / "value_head.safetensors"))
+        value_head = directory / "value_head.safetensors"
+        if value_head.exists():
+            self.v_head.load_state_dict(load_file(value_head))
+        else:
+            warnings.warn(
+                f"{directory} has no value_head.safetensors: this policy can sample and be "
+                "evaluated; to train it on would begin with a new value head.",
+                ConfigWarning,
+                stacklevel=3,
+            )
 
 
 class _AtBranch(Exception):

@@ -220,6 +220,8 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
     for folder in (finished.policy, finished.checkpoints, finished.notebooks):
         folder.mkdir()
         (folder / "file").write_text("x")
+    for name in ("tokenizer.json", "tokenizer_config.json", "value_head.safetensors"):
+        (finished.policy / name).write_text("x")
     kept = keep_run(finished.path, figures=tmp_path / "figures")
     assert kept == tmp_path / "figures" / "reference_runs" / "smoke"
     assert sorted(path.name for path in kept.iterdir()) == [
@@ -227,6 +229,7 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
         "lora_report.json", "manifest.json", "metrics.jsonl", "policy", "reward_check.jsonl",
         "setup.json",
     ]  # fmt: skip
+    assert [path.name for path in (kept / "policy").iterdir()] == ["file"]
     (kept / "stale").touch()
     keep_run(finished.path, figures=tmp_path / "figures")
     assert not (kept / "stale").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.config import ConfigError
+from rlhf_helpers.config import ConfigError, ConfigWarning
 from rlhf_helpers.loading import load_policy, load_trained_policy
 from rlhf_helpers.reward import RewardError
 from rlhf_helpers.rollout import collate
@@ -488,6 +489,18 @@ def test_a_bad_reward_loses_nothing(tmp_path):
 def test_a_policy_directory_without_a_policy_says_what_to_run(tmp_path):
     with pytest.raises(ConfigError, match="run 04_ppo_run first"):
         load_trained_policy(tmp_path)
+
+
+def test_a_policy_without_its_value_head_can_sample_and_says_so(finished, tmp_path):
+    """As committed runs are: they leave it out."""
+    kept = shutil.copytree(finished[2] / "policy", tmp_path / "policy")
+    whole = load_trained_policy(kept, "cpu")
+    (kept / "value_head.safetensors").unlink()
+    with pytest.warns(ConfigWarning, match="no value_head.safetensors.*can sample"):
+        again = load_trained_policy(kept, "cpu")
+    ids = torch.tensor([[5, 6, 7]])
+    logits = [policy.base(ids).logits for policy in (whole, again)]
+    assert torch.equal(*logits)
 
 
 def test_nothing_is_written_before_the_run_starts(tmp_path):
