@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import repo_root
 from .evaluate_run import evaluation_path
-from .run_files import atomic_write_text, read_json
+from .run_files import atomic_write_text, read_json, read_jsonl, reference_run_dir
 from .study import refresh
 from .study_figures import Group, groups_of, kl_of, read_table
 from .study_plan import load_plan
@@ -59,6 +59,7 @@ def draw_study_figures() -> list[Path]:
     """Draw what the committed studies and seeds allow; the paths of the pictures."""
     from .plot_style import save_figure
     from .results import finished_runs
+    from .run_figures import headline_figure
     from .study_figures import ablation_figure, course_figure, frontier_figure, judge_figure
 
     folder, drawn = repo_root() / "figures" / "study", []
@@ -75,6 +76,8 @@ def draw_study_figures() -> list[Path]:
     runs = [path for path in finished_runs() if (path / "judge_course.csv").exists()]
     if len(runs) > 1:
         drawn.append(save_figure(course_figure(runs), folder / "five_seeds.png"))
+    smollm2 = reference_run_dir("smollm2")
+    drawn.append(save_figure(headline_figure(smollm2), folder / "smollm2.png"))
     return drawn
 
 
@@ -178,6 +181,41 @@ def _group_line(seed: str, label: str, group: dict[str, Any], whole: dict[str, A
     return "| " + " | ".join(cells) + " |"
 
 
+def smollm2_table() -> str:
+    """Markdown: what the committed run of the profile `smollm2` changed, and what it took."""
+    from .progress import duration
+
+    run = reference_run_dir("smollm2")
+    e, manifest = read_json(run.evaluation), read_json(run.manifest)
+    ppo = next(row for row in manifest["notebooks"] if row["name"] == "04_ppo_run")
+    steps = [step for step in read_jsonl(run.metrics) if "objective/kl" in step]
+    lines = ["| | before | after | difference (95 % interval) |", "|---|---|---|---|"]
+    for name, field, difference in (
+        ("reward", "reward", "paired_difference"), ("judge", "judge", "judge_difference"),
+    ):  # fmt: skip
+        d = e[difference]
+        lines.append(
+            f"| {name} | {e[f'{field}_before']:.3f} | **{e[f'{field}_after']:.3f}** "
+            f"| {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}) |"
+        )
+    for name, field, digits in (
+        ("reward of the continuation alone", "reward_continuation", 3),
+        ("distinct-2", "distinct_2", 2), ("self-BLEU", "self_bleu", 2),
+        ("perplexity under the untuned model", "perplexity", 1),
+        ("share that ends early", "ended_share", 2),
+    ):  # fmt: skip
+        before, after = e[f"{field}_before"], e[f"{field}_after"]
+        lines.append(f"| {name} | {before:.{digits}f} | {after:.{digits}f} | |")
+    return "\n".join([
+        *lines, "",
+        f"KL {e['kl_per_sequence']:.1f} nats a sample, verdict *{e['verdict']}*, "
+        f"{e['n_prompts']} held-out prompts, seed {e['seed']}, one run. "
+        f"PPO took {duration(ppo['seconds'])} for {len(steps)} iterations, "
+        f"{ppo['seconds'] / len(steps):.0f} seconds each, in {ppo['peak_rss_bytes'] / 1e9:.1f} GB. "
+        "From `figures/reference_runs/smollm2/`.",
+    ])  # fmt: skip
+
+
 # --- docs/study.md -------------------------------------------------------------------------
 
 # A picture stands there once it has been drawn, a table from the first finished row on.
@@ -186,11 +224,13 @@ PICTURES = {
     "frontier": "Held-out reward against KL",
     "judge": "The judge's gain against the reward's",
     "ablations": "Layers, rank, learning rate and KL coefficient",
+    "smollm2": "SmolLM2-135M: reward on the way, and before beside after",
 }
 TABLES: dict[str, Callable[[], str]] = {
     "thousand": thousand_table,
     "frontier": frontier_table,
     "ablations": ablation_table,
+    "smollm2": smollm2_table,
 }
 
 
