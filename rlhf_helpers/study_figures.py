@@ -118,7 +118,7 @@ def frontier_figure(rows: Sequence[Mapping]) -> Figure:
     rows = [{**row, "kl": kl_of(row)} for row in rows]
     groups = groups_of(rows)
     before = np.mean([row["reward_before"] for row in rows])
-    ax.plot(0, before, "*", color="black", markersize=11)
+    ax.plot(0, before, "*", color="black", markersize=11, clip_on=False, zorder=4)
     ax.annotate("before", (0, before), xytext=(8, -4), textcoords="offset points")
     best = sorted((g for g in groups if g.kind == "best-of-n"), key=lambda g: g.mean("kl"))
     points: list = []
@@ -130,24 +130,26 @@ def frontier_figure(rows: Sequence[Mapping]) -> Figure:
         )
         ax.plot(xs, ys, ".-", color=GREY, linewidth=1.3, markersize=7)
         lines.append((xs, ys))
-        points.append((xs[-1], ys[-1], best[-1].name, GREY))
-        ax.annotate(best[0].name.replace("best of", "of"), (xs[1], ys[1]), xytext=(5, -10),
-                    textcoords="offset points", color=GREY, fontsize=8)  # fmt: skip
+        points += [(xs[i], ys[i], best[i - 1].name, GREY) for i in (1, len(best))]
     for group in groups:
         if group.kind == "best-of-n":
             continue
         colour, marker, _ = LOOKS[group.kind]
         x, y, interval = _draw_group(ax, group, "kl", "reward_after", "paired_difference")
         if len(group.rows) > 1:
-            ax.plot([r["kl"] for r in group.rows], [r["reward_after"] for r in group.rows], marker,
-                    color=colour, markersize=3.5, alpha=0.6)  # fmt: skip
+            seeds = [r["kl"] for r in group.rows], [r["reward_after"] for r in group.rows]
+            ax.plot(*seeds, marker, color=colour, markersize=3.5, alpha=0.6)
+            lines += [([x, x], [y, y]) for x, y in zip(*seeds, strict=True)]  # names keep clear
         points.append((x, y, _seeds_label(group), colour))
         lines.append(([x, x], interval))
     ax.set_title("What reward costs: held-out reward against KL\n")
     _note_seeds(ax)
-    ax.set(xlabel="KL to the reference (nats per sample)", ylabel="mean reward of held-out samples")
-    ax.margins(x=0.12, y=0.08)
-    ax.set_xlim(left=-0.7)
+    # Reward grows about with the square root of KL (Gao et al. 2023), which spreads the small ones.
+    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    ax.set(xlabel="KL to the reference (nats per sample, square-root scale)",
+           ylabel="mean reward of held-out samples", xticks=[0, 1, 2, 5, 10, 20, 40, 60],
+           xlim=(0, 1.25 * max(row["kl"] for row in rows)))  # fmt: skip
+    ax.margins(y=0.08)
     label_points(ax, points, lines)
     return figure
 
@@ -213,7 +215,7 @@ def label_points(
             color=colour, fontsize=8, ha={1: "left", -1: "right", 0: "center"}[across],
             va={1: "bottom", -1: "top", 0: "center"}[up],
             arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.5, shrinkB=4)
-            if distance > 10 else None,
+            if distance > 10 else None, zorder=5,
         )  # fmt: skip
         note.set_in_layout(False)  # or the axes would shrink to make room for it
 

@@ -133,18 +133,44 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
         assert len(e["repeated_4grams_after"]) == 10
 
 
+def test_a_real_pretrained_model_improves_beyond_its_intervals():
+    folder = repo_root() / "figures/reference_runs/smollm2"
+    e = json.loads((folder / "evaluation.json").read_text())
+    assert e["paired_difference"]["low"] > 0 and e["judge_difference"]["low"] > 0
+    said = (
+        f"reward {e['reward_before']:.3f} → {e['reward_after']:.3f}, "
+        f"judge {e['judge_before']:.3f} → {e['judge_after']:.3f}, *{e['verdict']}*"
+    )
+    assert said in README
+
+
 def test_what_docs_study_says_of_the_frontier_holds():
     groups = {g.name: g for g in study_figures.groups_of(study_report.study_rows("frontier"))}
 
     def mean(name, column):
         return groups[name].mean(column)
 
+    def each(name, column):
+        return [row[column] for row in groups[name].rows]
+
+    def perplexity_times(name):
+        return [a / b for a, b in zip(each(name, "perplexity_after"),
+                                      each(name, "perplexity_before"), strict=True)]  # fmt: skip
+
     usual, free, best = "PPO, β 0.01", "PPO, β 0", "best of 64"
-    assert mean(free, "reward_after") > 0.95 and mean(free, "judge_difference_low") > 0.3
+    corrected, rloo, grpo = "PPO corrected, β 0.01", "RLOO, β 0.01", "GRPO, β 0.04"
+    of_three = {usual, free, "PPO, β 0.1", corrected, rloo, grpo}
+    assert {name: len(group.rows) for name, group in groups.items()} == {
+        name: 3 if name in of_three else 1 for name in groups
+    }
+    assert min(each(free, "reward_after")) > 0.95 and min(each(free, "judge_difference_low")) > 0.3
     assert mean(free, "kl_per_sequence") > 2 * mean(usual, "kl_per_sequence")
-    assert mean(free, "perplexity_after") > 1.9 * mean(free, "perplexity_before")
-    assert {row["verdict"] for row in groups[free].rows} == {"gamed"}
-    assert mean(usual, "perplexity_after") < mean(usual, "perplexity_before")
+    assert min(perplexity_times(free)) > 1.5 and max(perplexity_times(usual)) < 1.3
+    verdicts = {row["seed"]: row["verdict"] for row in groups[free].rows}
+    assert verdicts == {1000: "gamed", 1001: "collapsed", 1002: "gamed"}
+    dial = ["PPO, β 0.1", "PPO, β 0.03", usual, "PPO, β 0.003"]
+    for column in ("reward_after", "kl_per_sequence"):
+        assert [mean(name, column) for name in dial] == sorted(mean(n, column) for n in dial)
     long = "PPO, β 0, long"
     assert {row["verdict"] for row in groups[long].rows} == {"collapsed"}
     assert mean(long, "reward_after") > 0.975 and mean(long, "judge_after") > 0.975
@@ -157,9 +183,13 @@ def test_what_docs_study_says_of_the_frontier_holds():
         return mean(name, "judge_difference_mean") / mean(name, "paired_difference_mean")
 
     assert 0.4 < seen(best) < 0.6 and seen(usual) > 0.8
-    for name in ("RLOO, β 0.01", "GRPO, β 0.04"):
-        assert mean(name, "reward_after") > 0.85
+    for name in (rloo, grpo):
+        assert min(each(name, "reward_after")) > 0.85
         assert mean(name, "kl_per_sequence") <= mean(usual, "kl_per_sequence")
+    assert f"{mean(corrected, 'reward_after'):.2f}" == "0.93"
+    assert f"{mean(usual, 'reward_after'):.2f}" == "0.91"
+    assert min(each(corrected, "reward_after")) < max(each(usual, "reward_after"))
+    assert mean("SFT, 400 steps", "reward_after") <= mean("SFT, 100 steps", "reward_after")
     for name in ("positive prompt", "SFT, 100 steps"):
         assert mean(name, "paired_difference_mean") < 0.1
     assert mean("PPO, β 0.1", "kl_per_sequence") < 2 and mean("PPO, β 0.1", "reward_after") < 0.6
