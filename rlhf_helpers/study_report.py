@@ -186,7 +186,7 @@ def smollm2_table() -> str:
     from .progress import duration
 
     run = reference_run_dir("smollm2")
-    e, manifest = read_json(run.evaluation), read_json(run.manifest)
+    e, manifest = read_json(evaluation_path(run.path)), read_json(run.manifest)
     ppo = next(row for row in manifest["notebooks"] if row["name"] == "04_ppo_run")
     steps = [step for step in read_jsonl(run.metrics) if "objective/kl" in step]
     lines = ["| | before | after | difference (95 % interval) |", "|---|---|---|---|"]
@@ -209,7 +209,7 @@ def smollm2_table() -> str:
     return "\n".join([
         *lines, "",
         f"KL {e['kl_per_sequence']:.1f} nats a sample, verdict *{e['verdict']}*, "
-        f"{e['n_prompts']} held-out prompts, seed {e['seed']}, one run. "
+        f"{e['n_prompts']:,} held-out prompts, seed {manifest['seed']}, one run. "
         f"PPO took {duration(ppo['seconds'])} for {len(steps)} iterations, "
         f"{ppo['seconds'] / len(steps):.0f} seconds each, in {ppo['peak_rss_bytes'] / 1e9:.1f} GB. "
         "From `figures/reference_runs/smollm2/`.",

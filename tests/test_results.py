@@ -133,10 +133,33 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
         assert len(e["repeated_4grams_after"]) == 10
 
 
+def test_what_docs_study_says_of_the_ablations_holds():
+    rows = {row["name"]: row for row in study_report.study_rows("ablations")}
+    default = rows[study_report.DEFAULT_ROW]
+    slow, fast = rows["rate 3e-4"], rows["rate 1e-2"]
+    assert f"{slow['reward_after']:.2f}" == "0.61"
+    for row in (default, rows["rate 1e-3"]):
+        assert f"{row['reward_after']:.2f}" == "0.89"
+    assert fast["reward_after"] < default["reward_after"] and fast["verdict"] == "gamed"
+    assert fast["kl_per_sequence"] > 3 * default["kl_per_sequence"]
+    assert fast["perplexity_after"] > 4 * fast["perplexity_before"]
+    assert fast["judge_after"] > default["judge_after"]
+    rank_1, alone = rows["rank 1"], rows["value head alone"]
+    assert rank_1["trained_parameters"] < default["trained_parameters"] / 3
+    assert alone["trained_parameters"] > rank_1["trained_parameters"] / 2
+    assert abs(rank_1["reward_after"] - default["reward_after"]) < 0.05
+    layers = [rows[n] for n in ("1 layer", "2 layers", "all 6 layers")] + [default]
+    assert max(row["reward_after"] for row in layers) - layers[0]["reward_after"] < 0.06
+    assert alone["kl_per_sequence"] == 0 and alone["verdict"] == "no_change"
+
+
 def test_a_real_pretrained_model_improves_beyond_its_intervals():
     folder = repo_root() / "figures/reference_runs/smollm2"
-    e = json.loads((folder / "evaluation.json").read_text())
+    e = json.loads((folder / "evaluation_1000.json").read_text())
+    assert e["n_prompts"] == 1000
     assert e["paired_difference"]["low"] > 0 and e["judge_difference"]["low"] > 0
+    hostile = e["groups"]["hostile"]
+    assert f"from {hostile['reward_before']:.2f} to {hostile['reward_after']:.2f}" in STUDY
     said = (
         f"reward {e['reward_before']:.3f} → {e['reward_after']:.3f}, "
         f"judge {e['judge_before']:.3f} → {e['judge_after']:.3f}, *{e['verdict']}*"
