@@ -3,8 +3,8 @@
 transformers' own cache grows by concatenation: for every token that is drawn, the keys and values
 of all tokens before it are copied, and for a moment both copies exist. Where the length to come is
 known, neither is needed. Measured on a CPU, sampling takes no less time for it (5.6 s both for
-16 texts of a model of 24 layers and width 512), but an iteration with 64 texts peaks at 1.25 instead
-of 1.54 GB; what the copies cost on a GPU has not been measured.
+16 texts of a model of 24 layers and width 512), but an iteration with 64 texts peaks at 1.25
+instead of 1.54 GB; what the copies cost on a GPU has not been measured.
 """
 
 from __future__ import annotations

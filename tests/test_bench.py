@@ -176,11 +176,38 @@ def test_committed_measurements_make_a_table():
     assert table in (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
 
 
-def test_what_the_page_says_of_the_clock_is_in_the_files():
-    page = (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
-    paths = list((repo_root() / "figures/bench/clock").glob("*.json"))
-    assert paths
-    for path in paths:
+def test_what_the_page_and_the_readme_say_is_in_the_files():
+    figures = repo_root() / "figures/bench"
+    page, readme = (
+        (repo_root() / name).read_text(encoding="utf-8") for name in ("docs/speed.md", "README.md")
+    )
+    for path in (figures / "busy").glob("*.json"):
         result = json.loads(path.read_text())
-        words = f"{result['ratio']:.2f} of {result['counted_ratio']:.2f} counted"
-        assert words in page and "--clock" not in result["command"]
+        assert f"{result['ratio']:.2f} of {result['counted_ratio']:.2f} counted" in page
+    for row in bench_rows(figures):
+        assert row["clock"] == "wall"
+        assert f"{row['ratio']:.2f} times" in readme and f"({row['counted_ratio']:.2f}" in readme
+        beside = read_json(figures / "trlx" / f"{row['shape']}_beside_trlx.json")["cpu_ratio"]
+        assert f"{beside['ours']:.2f}" in readme and f"{beside['ours-corrected']:.2f}" in readme
+
+
+def test_how_cost_grows_is_in_the_files():
+    figures = repo_root() / "figures/bench"
+    page = (repo_root() / "docs/speed.md").read_text(encoding="utf-8")
+    tokens, rollouts, layers = (
+        read_json(figures / f"{name}_deep_cpu.json") for name in ("tokens", "rollouts", "layers")
+    )
+    first, last = (tokens["points"][i]["fast"] for i in (0, -1))
+    times = {
+        phase: last[f"{phase}_seconds"] / first[f"{phase}_seconds"]
+        for phase in ("update", "score", "generate")
+    }
+    said = " ".join(page.split())
+    assert (
+        f"an update takes {times['update']:.1f} times as long, scoring {times['score']:.1f}, and "
+        f"sampling, which draws eight times as many, {times['generate']:.1f}"
+    ) in said
+    power = rollouts["exponents"]["fast"]
+    assert f"(powers {power['score']:.2f} and {power['update']:.2f} from 8 to 32)" in said
+    steps = [point["fast"]["step_seconds"] for point in layers["points"]]
+    assert f"({min(steps):.2f} to {max(steps):.2f} s a step)" in said
