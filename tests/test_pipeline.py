@@ -15,7 +15,7 @@ import pytest
 from tiny_notebooks import write_notebook
 
 from rlhf_helpers import pipeline
-from rlhf_helpers.config import ConfigError, load_profile
+from rlhf_helpers.config import ConfigError, load_profile, repo_root
 from rlhf_helpers.kernels import kernel_environment
 from rlhf_helpers.notebook_watch import CellNumbers, NotebookWatch, TimeEstimate, clock
 from rlhf_helpers.pipeline import PipelineError, notebook_paths, run_pipeline
@@ -275,3 +275,21 @@ def test_lines_of_a_notebook_are_indented_once_however_they_arrive():
     for text in ("PPO 1/4", " · 0:30 left\nPPO", " 2/4\n\nend\n"):
         watch.write(text)
     assert out.getvalue() == "    PPO 1/4 · 0:30 left\n    PPO 2/4\n    \n    end\n"
+
+
+REFERENCE_RUNS = sorted((repo_root() / "figures" / "reference_runs").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", REFERENCE_RUNS, ids=lambda path: path.name)
+def test_every_notebook_opens_complete_with_every_reference_run(reference, tmp_path):
+    """In seconds, and without the model that the run tuned."""
+    command = [sys.executable, "-m", "rlhf_helpers", "run", "--reference-run"]
+    command += ["--profile", reference.name, "--run-dir", str(tmp_path / "shown")]
+    done = subprocess.run(command, cwd=repo_root(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_json(RunDir(tmp_path / "shown").manifest)["notebooks"]
+    assert [row["status"] for row in rows] == ["executed"] * 5
+    assert max(row["seconds"] for row in rows) < 120  # some 20 on an idle machine
+    shown = nbformat.read(tmp_path / "shown" / "notebooks" / "04_ppo_run.ipynb", as_version=4)
+    assert sum("image/png" in str(cell.get("outputs", "")) for cell in shown.cells) >= 2
