@@ -25,6 +25,7 @@ from typing import Any
 
 from .config import ConfigError, Profile, repo_root, resolve_run_dir
 from .evaluation import summarise_pair
+from .manifest import library_versions
 from .progress import duration
 from .run_files import (
     atomic_write_json,
@@ -178,6 +179,7 @@ class Bench:
         result = {
             "row": described(self.plan, row),
             "settings": settings.to_dict(),
+            "versions": library_versions(),
             "evaluation": summarise_pair(before, after, seed=self.plan.evaluation_seed),
             **spent,
             **extra,

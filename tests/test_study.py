@@ -157,6 +157,7 @@ def test_every_kind_gets_a_row_and_a_second_call_does_nothing(tmp_path, small_wo
     assert rows[0]["reward_before"] == rows[4]["reward_before"] == rows[5]["reward_before"]
     # The same comparison, from the file that says more.
     kept = read_json(tmp_path / "out" / "rows" / "ppo-s1000.json")
+    assert {"torch", "transformers"} <= kept["versions"].keys()
     after = read_jsonl(tmp_path / "runs/study/plan/ppo-s1000/after_samples.jsonl")
     mean = sum(s["reward"] for s in after) / 12
     assert float(rows[0]["reward_after"]) == pytest.approx(mean, abs=1e-5)
