@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from .bench_results import peak_bytes
 from .plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, styled
 
 PHASES = {"generate": BLUE, "score": ORANGE, "reward": PURPLE, "update": GREEN}
@@ -74,10 +75,7 @@ def beside_trlx_plot(result: Mapping[str, Any]) -> Figure:
     figure = new_figure(2.2)
     times, memory = figure.subplots(1, 2, sharey=True)
     engines = list(ENGINES)[::-1]
-    peaks = {
-        name: max(run["peak_memory_bytes"] for run in runs) / 1e9
-        for name, runs in result["engines"].items()
-    }
+    peaks = {name: peak / 1e9 for name, peak in peak_bytes(result).items()}
     for axes, values, unit in (
         (times, result["cpu_seconds"], "CPU seconds of one iteration, median"),
         (memory, peaks, "peak memory of the process (GB)"),

@@ -57,6 +57,14 @@ def bench_table(folder: str | Path) -> str:
     return "\n".join([*lines, "", "Made by", "", *(f"    {row['command']}" for row in rows)])
 
 
+def peak_bytes(result: dict[str, Any]) -> dict[str, int]:
+    """The highest memory of each engine's runs, of a measurement beside trlX."""
+    return {
+        name: max(run["peak_memory_bytes"] for run in runs)
+        for name, runs in result["engines"].items()
+    }
+
+
 def beside_trlx_table(folder: str | Path) -> str:
     """Markdown: an iteration of trlX and of this package under both semantics, and the ratios."""
     lines = [
@@ -67,10 +75,7 @@ def beside_trlx_table(folder: str | Path) -> str:
     for path in sorted(Path(folder).glob("*.json")):
         result = read_json(path)
         seconds = result["cpu_seconds"]
-        peak = {
-            name: max(run["peak_memory_bytes"] for run in runs) / 1e9
-            for name, runs in result["engines"].items()
-        }
+        peak = {name: peak / 1e9 for name, peak in peak_bytes(result).items()}
         for name, semantics in (("ours", "trlx"), ("ours-corrected", "corrected")):
             lines.append(
                 f"| {result['shape']} | {semantics} | {seconds['trlx']:.1f} | {seconds[name]:.1f} "

@@ -42,6 +42,7 @@ def timed_run(case: dict[str, Any]) -> dict[str, Any]:
     """One run of `case`; seconds of its whole iterations and the process's peak memory."""
     import torch
 
+    from .memory_measured import process_peak_bytes
     from .trainer import train
 
     torch.set_num_threads(case["threads"])
@@ -66,17 +67,9 @@ def timed_run(case: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "periods": whole_iterations(calls),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": process_peak_bytes(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-def peak_memory() -> int:
-    """Bytes that this program had at most; getrusage would count what forked it as well."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no line VmHWM")
 
 
 def whole_iterations(calls: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -234,11 +227,12 @@ def compared(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def table_text(result: dict[str, Any]) -> str:
     """Seconds of an iteration and peak memory, one line an engine."""
+    from .bench_results import peak_bytes
+
     lines = [f"{'an iteration':>16}  {'seconds':>8}  {'CPU s':>8}  {'peak MB':>8}"]
-    for engine, runs in result["engines"].items():
-        peak = max(run["peak_memory_bytes"] for run in runs) / 1e6
+    for engine, peak in peak_bytes(result).items():
         wall, cpu = (result[f"{clock}_seconds"][engine] for clock in ("wall", "cpu"))
-        lines.append(f"{engine:>16}  {wall:8.2f}  {cpu:8.2f}  {peak:8,.0f}")
+        lines.append(f"{engine:>16}  {wall:8.2f}  {cpu:8.2f}  {peak / 1e6:8,.0f}")
     for engine, ratio in result["wall_ratio"].items():
         lines.append(
             f"trlX takes {ratio:.2f} times as long as {engine} "

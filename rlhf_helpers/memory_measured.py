@@ -128,13 +128,18 @@ class PhaseWatch:
             import torch
 
             return torch.cuda.max_memory_allocated()
-        if sys.platform == "linux":
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) * 1024
-        import resource  # the process's own mark, which nothing sets back
+        return process_peak_bytes()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+
+def process_peak_bytes() -> int:
+    """The most main memory that this program has had (Linux: since it was set back)."""
+    if sys.platform == "linux":  # getrusage would count the process that forked it as well
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main(arguments: Sequence[str]) -> None:

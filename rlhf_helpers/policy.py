@@ -269,9 +269,8 @@ class Policy(nn.Module):
         settings = dict(eos_token_id=self.tokenizer.eos_token_id, pad_token_id=pad) | kwargs
         static = settings.get("cache_implementation") == "static"
         if self.takes_room_at_once and self._room_is_known(settings):
-            from .kv_cache import (
-                roomy_cache,  # the transformers of engine="trlx" has no such layers
-            )
+            # Not above: the transformers of engine="trlx" has no such layers.
+            from .kv_cache import roomy_cache
 
             room = input_ids.shape[1] + settings["max_new_tokens"]
             settings["past_key_values"] = roomy_cache(self.base.config, room)

@@ -294,8 +294,9 @@ def judge_figure(rows: Sequence[Mapping]) -> Figure:
             ax, group, "paired_difference_mean", "judge_difference_mean", "judge_difference"
         )
         name = _seeds_label(group)
-        if any(row["verdict"] == "gamed" for row in group.rows):
-            name += ": gamed"
+        gamed = sum(row["verdict"] == "gamed" for row in group.rows)
+        if gamed:
+            name += ": gamed" if gamed == len(group.rows) else f": {gamed} gamed"
             if y >= GAMED_JUDGE_GAIN * x:  # the judge went along; the untuned model did not
                 times = group.mean("perplexity_after") / group.mean("perplexity_before")
                 name += f", perplexity × {times:.1f}"

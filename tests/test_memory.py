@@ -147,3 +147,16 @@ def test_the_committed_table_holds_the_promise():
         measured, error = float(row["measured_MB"]), float(row["error_MB"])
         assert error == pytest.approx(float(row["predicted_MB"]) - measured, abs=1.5)
         assert abs(error) < max(300, 0.25 * measured), row
+
+
+def test_the_page_says_what_is_predicted_today():
+    page = (repo_root() / "docs" / "memory.md").read_text(encoding="utf-8")
+    rows = {row["profile"]: f"{row['GB']:.1f} GB" for row in memory_command.profile_rows()}
+    for words, profile in (
+        ("batch 32, 128 rollouts, half precision", "seed"),
+        ("batch 32, 128 rollouts, half precision", "t4"),
+        ("LLaMA-7B, bfloat16", "alpaca-7b"),
+        ("`model.dtype=float16`", "alpaca-7b, 4-bit"),
+        ("`smollm2`, CPU, float32", "smollm2"),
+    ):
+        assert f"{words} | {rows[profile]}" in page, profile
