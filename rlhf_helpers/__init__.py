@@ -11,13 +11,13 @@ from typing import Any
 # Where each public name lives. They are looked up when asked for, so that commands which need no
 # model do not wait for torch.
 _PUBLIC = {
-    "config": (
+    "config.trl_config": (
         "ConfigError", "ModelConfig", "OptimizerConfig", "PPOConfig", "SchedulerConfig",
         "TRLConfig", "TokenizerConfig", "TrainConfig", "default_ppo_config", "load_profile",
     ),
-    "loading": ("load_policy", "load_trained_policy"),
-    "reward": ("RewardError", "sentiment_reward"),
-    "trainer": ("train",),
+    "models.loading": ("load_policy", "load_trained_policy"),
+    "rewards.reward": ("RewardError", "sentiment_reward"),
+    "training.trainer": ("train",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_MODULE_OF)

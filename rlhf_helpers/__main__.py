@@ -31,21 +31,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     """Exit code of an error that explains itself; None for one that needs its traceback."""
-    from .config import ConfigError
-    from .run_files import CannotWriteError, MissingRunFileError
+    from rlhf_helpers.config.trl_config import ConfigError
+    from rlhf_helpers.runs.files import CannotWriteError, MissingRunFileError
 
     # Looked up, not imported: these classes exist only if their module was needed by the command.
     def is_a(module: str, name: str) -> bool:
         loaded = sys.modules.get(f"rlhf_helpers.{module}")
         return loaded is not None and isinstance(error, getattr(loaded, name))
 
-    if isinstance(error, CannotWriteError) or is_a("pipeline", "PipelineError"):
+    if isinstance(error, CannotWriteError) or is_a("notebook.pipeline", "PipelineError"):
         return 1
-    if is_a("watchdog", "WatchdogError"):
+    if is_a("training.watchdog", "WatchdogError"):
         return 1
     if isinstance(error, ConfigError | MissingRunFileError):
         return 2
-    return 2 if is_a("assets", "AssetError") or is_a("reward", "RewardError") else None
+    return 2 if is_a("data.assets", "AssetError") or is_a("rewards.reward", "RewardError") else None
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -66,12 +66,12 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     _add_pretrain(commands)
     # These modules bring their own options: add_arguments(parser) and main(arguments).
     for name, module, text in (
-        ("train-reward", "train_reward", "train the sentiment reward model again"),
-        ("bench", "bench", "measure one PPO iteration"),
-        ("memory", "memory_command", "predict, and measure, the memory of a run"),
-        ("study", "study", "run a plan of configurations and seeds"),
-        ("sweep", "sweep", "search over configuration fields with Ray Tune"),
-        ("evaluate", "evaluate_run", "evaluate finished runs on a thousand prompts"),
+        ("train-reward", "making.train_reward", "train the sentiment reward model again"),
+        ("bench", "lab.bench", "measure one PPO iteration"),
+        ("memory", "lab.memory_command", "predict, and measure, the memory of a run"),
+        ("study", "lab.study", "run a plan of configurations and seeds"),
+        ("sweep", "lab.sweep", "search over configuration fields with Ray Tune"),
+        ("evaluate", "evaluation.evaluate_run", "evaluate finished runs on a thousand prompts"),
     ):
         if _offers_a_command(module):
             _add_module(commands, name, module, text, with_options=name == chosen)
@@ -108,10 +108,10 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .config import parse_overrides, resolve_run_dir
-    from .pipeline import run_pipeline
-    from .run_files import RunDir
-    from .summary import run_summary
+    from rlhf_helpers.config.trl_config import parse_overrides, resolve_run_dir
+    from rlhf_helpers.notebook.pipeline import run_pipeline
+    from rlhf_helpers.notebook.summary import run_summary
+    from rlhf_helpers.runs.files import RunDir
 
     run_dir = arguments.run_dir or f"runs/{Path(arguments.profile).stem}"
     run_pipeline(
@@ -134,8 +134,8 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from .config import load_profile, parse_overrides
-    from .doctor import examine, table_text
+    from rlhf_helpers.config.trl_config import load_profile, parse_overrides
+    from rlhf_helpers.notebook.doctor import examine, table_text
 
     profile = load_profile(arguments.profile, parse_overrides(arguments.overrides), arguments.seed)
     findings = examine(profile, arguments.run_dir or f"runs/{profile.name}")
@@ -152,8 +152,8 @@ def _add_notebooks(commands: argparse._SubParsersAction) -> None:
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
-    from .notebook_costs import rewrite_cost_table
-    from .pipeline import execute_in_place, notebook_paths
+    from rlhf_helpers.notebook.costs import rewrite_cost_table
+    from rlhf_helpers.notebook.pipeline import execute_in_place, notebook_paths
 
     paths = notebook_paths(arguments.names or None)
     for path in paths:
@@ -170,8 +170,8 @@ def _add_badges(commands: argparse._SubParsersAction) -> None:
 
 
 def _badges(arguments: argparse.Namespace) -> int:
-    from .badges import rewrite_badges
-    from .config import repo_root
+    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.notebook.badges import rewrite_badges
 
     changed = rewrite_badges(repo_root())
     print("\n".join(str(path.relative_to(repo_root())) for path in changed) or "nothing to change")
@@ -189,7 +189,7 @@ def _add_keep(commands: argparse._SubParsersAction) -> None:
 
 
 def _keep(arguments: argparse.Namespace) -> int:
-    from .committed_runs import keep_run
+    from rlhf_helpers.notebook.committed_runs import keep_run
 
     print(keep_run(arguments.run_dir, as_seed=arguments.as_seed))
     return 0
@@ -203,10 +203,10 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
 
 
 def _figures(arguments: argparse.Namespace) -> int:
-    from .committed_runs import draw_readme_figures
-    from .config import repo_root
-    from .results import rewrite_tables
-    from .study_report import draw_study_figures, rewrite_study_doc
+    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.lab.study_report import draw_study_figures, rewrite_study_doc
+    from rlhf_helpers.notebook.committed_runs import draw_readme_figures
+    from rlhf_helpers.show.results_tables import rewrite_tables
 
     for path in [*draw_readme_figures(), *draw_study_figures()]:
         print(path.relative_to(repo_root()))
@@ -225,9 +225,9 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    from .config import resolve_run_dir
-    from .pretrain import PretrainConfig, pretrain
-    from .pretrain_report import publish
+    from rlhf_helpers.config.trl_config import resolve_run_dir
+    from rlhf_helpers.making.pretrain import PretrainConfig, pretrain
+    from rlhf_helpers.making.pretrain_report import publish
 
     given = {"seed": arguments.seed, "steps": arguments.steps}
     config = PretrainConfig(**{name: value for name, value in given.items() if value is not None})

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser):
-    """`--golden-dir`: which recorded numbers of trlX tests/test_trlx_parity.py checks."""
+    """`--golden-dir`: which recorded numbers of trlX tests/training/test_trlx_parity.py checks."""
     parser.addoption(
         "--golden-dir",
         type=Path,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf_helpers.config import TRLConfig
-from rlhf_helpers.trainer import PPOTrainer
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.training.trainer import PPOTrainer
 
 
 class GoldenSet:

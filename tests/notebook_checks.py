@@ -16,8 +16,15 @@ from pathlib import Path
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
-from rlhf_helpers.badges import bootstrap_source, colab_badge, is_bootstrap
+from rlhf_helpers.notebook.badges import bootstrap_source, colab_badge, is_bootstrap
 
+NOTEBOOKS = [
+    "01_setup.ipynb",
+    "02_baseline_sampling.ipynb",
+    "03_lora_parameter_inspection.ipynb",
+    "04_ppo_run.ipynb",
+    "05_before_after_evaluation.ipynb",
+]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
 MAX_BYTES = 1_000_000
 CELLS = range(20, 61)
@@ -195,5 +202,5 @@ CHECKS = [value for name, value in list(globals().items()) if name.startswith("c
 def package_names(package: Path) -> set[str]:
     """Names of all functions and classes at the top level of the package's modules."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.glob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")]
     return {node.name for tree in trees for node in tree.body if isinstance(node, kinds)}

@@ -16,7 +16,7 @@ from rlhf_helpers import (
     TrainConfig,
     TRLConfig,
 )
-from rlhf_helpers.reward import get_positive_score, pipeline
+from rlhf_helpers.rewards.reward import get_positive_score, pipeline
 
 
 def myconfig():

@@ -1,4 +1,4 @@
-"""What each process of a run does in tests/test_processes.py.
+"""What each process of a run does in tests/training/test_processes.py.
 
     accelerate launch --multi_gpu --num_processes 2 tests/several_processes.py ROOT TASK
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.rollout import Rollout
-from rlhf_helpers.trainer import PPOTrainer, train
+from rlhf_helpers.training.rollout import Rollout
+from rlhf_helpers.training.trainer import PPOTrainer, train
 
 
 def optimizer_steps(root: Path, semantics: str) -> None:

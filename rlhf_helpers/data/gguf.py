@@ -1,0 +1,94 @@
+"""Models that come as one GGUF file, turned once into a directory that transformers reads.
+
+Reading a GGUF file takes transformers a minute, three times over (configuration, tokenizer,
+weights), and a model so loaded refuses `save_pretrained`. So the weights are expanded to float32
+once and kept in the user's cache, as config.json, model.safetensors and tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_helpers.progress import Progress
+
+from .assets import AssetError, file_sha256, find_asset, sums_hold, write_sums
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def model_path(name: str) -> Path:
+    """The directory of a model asset, for `from_pretrained`; a GGUF file's is made on first use.
+
+    Raises AssetError where the asset is missing or damaged, or where a GGUF cannot be read.
+    """
+    path = find_asset(name).path
+    return expanded(path) if path.suffix == ".gguf" else path
+
+
+def cache_dir() -> Path:
+    """Where expanded models are kept: `rlhf_helpers` in XDG_CACHE_HOME, by default ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "rlhf_helpers"
+
+
+def expanded(gguf: Path) -> Path:
+    """The float32 model of a GGUF file as a directory, from the cache or made now (a minute)."""
+    from transformers import __version__
+
+    target = cache_dir() / f"{gguf.stem}-{file_sha256(gguf)[:16]}-transformers-{__version__}"
+    if sums_hold(target):
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise AssetError(f"{gguf.name} needs the package gguf: `pip install gguf`.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        made = Path(temporary) / target.name
+        _expand(gguf, made)
+        write_sums(made)
+        shutil.rmtree(target, ignore_errors=True)  # damaged, or it would have been returned
+        try:
+            made.rename(target)
+        except OSError:  # another process was faster
+            if not sums_hold(target):
+                raise
+    return target
+
+
+def _expand(gguf: Path, directory: Path) -> None:
+    print(f"Expanding {gguf.name} to float32 in {directory.parents[1]}: once, about a minute.")
+    with Progress(3, "GGUF", unit="part") as progress:
+        tokenizer = _read_tokenizer(gguf)
+        progress.update()
+        model = _read_model(gguf)
+        progress.update()
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        progress.update()
+
+
+def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+def _read_model(gguf: Path) -> PreTrainedModel:
+    """The model in float32, rebuilt from configuration and weights so that it can be saved."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    with torch.device("meta"):
+        plain = type(read)(type(read.config).from_dict(read.config.to_dict()))
+    plain.load_state_dict(read.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = read.generation_config
+    return plain

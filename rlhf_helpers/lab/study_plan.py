@@ -1,0 +1,172 @@
+"""A study's plan: a YAML file that lists rows, each of one kind, with settings and seeds.
+
+    profile: study            # what every row starts from
+    evaluation_seed: 1000     # of the held-out prompts' random streams, the same for every row
+    n_prompts: 1000           # held-out prompts a row is evaluated on
+    interval_prompts: 64      # of these, evaluated on while a row trains
+    set: {}                   # settings for all rows, by dotted name
+    rows:
+      - name: PPO, KL 0.01
+        kind: ppo             # ppo, ppo-corrected, rloo, grpo, best-of-n, sft, positive-prompt
+        panel: frontier       # which figure or panel it belongs to
+        seeds: [1000]
+        set: {method.init_kl_coef: 0.01}
+      - name: best of n
+        kind: best-of-n
+        n: [2, 4, 8]          # a row of the table for each
+
+Anything that is left out has the value shown above, rows aside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_helpers.config.checks import closest, entries, integer, mapping, text, wrong
+from rlhf_helpers.config.files import read_yaml
+from rlhf_helpers.config.trl_config import ConfigError, Profile, load_profile
+
+# Settings that make a kind of training what it is.
+TRAINED_KINDS: dict[str, dict[str, Any]] = {
+    "ppo": {"method.name": "PPOConfig", "method.semantics": "trlx"},
+    "ppo-corrected": {"method.name": "PPOConfig", "method.semantics": "corrected"},
+    "rloo": {"method.name": "RLOOConfig", "method.semantics": "corrected"},
+    "grpo": {"method.name": "GRPOConfig", "method.semantics": "corrected"},
+}
+# What the kinds without reinforcement learning need of a row, with defaults.
+BASELINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "best-of-n": {"n": [2, 4, 8, 16, 32, 64]},
+    "sft": {"steps": 200, "batch_size": 32, "learning_rate": 1e-3},
+    "positive-prompt": {"prefix": "This is a wonderful movie and I loved it."},
+}
+KINDS = (*TRAINED_KINDS, *BASELINE_OPTIONS)
+ROW_KEYS = ("name", "kind", "panel", "seeds", "set", "n_prompts")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a study: a row of its table."""
+
+    id: str  # a name for files, unique in the plan
+    name: str
+    kind: str
+    panel: str
+    seed: int
+    n_prompts: int
+    set: dict[str, Any] = field(default_factory=dict)  # dotted settings, the plan's included
+    options: dict[str, Any] = field(default_factory=dict)  # of a baseline: n, steps, prefix ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A list of rows and what they share."""
+
+    name: str
+    profile: str
+    evaluation_seed: int
+    n_prompts: int
+    interval_prompts: int
+    rows: list[Row]
+
+    def settings(self, row: Row, run_dir: str | Path | None = None) -> Profile:
+        """The complete configuration of a row."""
+        changes = {**TRAINED_KINDS.get(row.kind, {}), **row.set}
+        return load_profile(self.profile, changes, seed=row.seed, run_dir=run_dir)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read and check a plan, every row's configuration included."""
+    data = read_yaml(path)
+    checks = {"profile": text, "evaluation_seed": integer(0, 2**31), "set": mapping,
+              "n_prompts": integer(2, 1_000_000), "interval_prompts": integer(1, 100_000),
+              "rows": _row_list}  # fmt: skip
+    defaults = {"profile": "study", "evaluation_seed": 1000, "n_prompts": 1000,
+                "interval_prompts": 64, "set": {}}  # fmt: skip
+    values = entries("the plan", {**defaults, **data}, checks)
+    if "rows" not in values:
+        raise ConfigError(f"rows is missing in {path}: list the runs of the study.")
+    shared = values.pop("set")
+    given = values.pop("rows")
+    rows = [
+        row
+        for index, entry in enumerate(given)
+        for row in _rows(f"rows[{index}]", entry, shared, values["n_prompts"])
+    ]
+    plan = Plan(Path(path).stem, rows=rows, **values)
+    _check_rows(plan)
+    return plan
+
+
+def _row_list(path: str, value: Any) -> list:
+    if not isinstance(value, list) or not value:
+        raise wrong(path, value, "give a list with at least one row")
+    return value
+
+
+def _rows(path: str, entry: Any, shared: Mapping[str, Any], n_prompts: int) -> list[Row]:
+    """The rows that one entry of the plan stands for: one a seed, and one for each n."""
+    entry = mapping(path, entry)
+    kind = entry.get("kind")
+    if kind not in KINDS:
+        raise wrong(f"{path}.kind", kind, f"give one of {', '.join(KINDS)}")
+    defaults = BASELINE_OPTIONS.get(kind, {})
+    for key in entry:
+        if key not in (*ROW_KEYS, *defaults):
+            likely = closest(key, [*ROW_KEYS, *defaults])
+            raise wrong(
+                f"{path}.{key}",
+                entry[key],
+                f"rows of kind {kind} have no such key; did you mean {likely}?",
+            )
+    options = {key: entry.get(key, value) for key, value in defaults.items()}
+    settings = {**shared, **mapping(f"{path}.set", entry.get("set", {}))}
+    base = Row(
+        id="", name=text(f"{path}.name", entry.get("name", kind)), kind=kind,
+        panel=text(f"{path}.panel", entry.get("panel", "frontier")), seed=0,
+        n_prompts=integer(2, 1_000_000)(f"{path}.n_prompts", entry.get("n_prompts", n_prompts)),
+        set=settings, options=options,
+    )  # fmt: skip
+    seeds = entry.get("seeds", [1000])
+    if not isinstance(seeds, list) or not seeds:
+        raise wrong(f"{path}.seeds", seeds, "give a list of seeds, such as [1000, 1001]")
+    seeded = [
+        dataclasses.replace(base, seed=integer(0, 2**32 - 1)(f"{path}.seeds", seed))
+        for seed in seeds
+    ]
+    return [_with_id(row) for each in seeded for row in _each_n(each)]
+
+
+def _each_n(row: Row) -> list[Row]:
+    if row.kind != "best-of-n":
+        return [row]
+    numbers = row.options["n"]
+    if not isinstance(numbers, list) or not all(isinstance(n, int) and n > 1 for n in numbers):
+        raise wrong("n", numbers, "give a list of whole numbers above 1, such as [2, 4, 8]")
+    # The candidates are drawn once, as many as the largest n asks for.
+    return [
+        dataclasses.replace(row, name=f"{row.name} {n}", options={"n": n, "of": max(numbers)})
+        for n in numbers
+    ]
+
+
+def _with_id(row: Row) -> Row:
+    slug = re.sub(r"[^a-z0-9.]+", "-", row.name.lower()).strip("-")
+    return dataclasses.replace(row, id=f"{slug}-s{row.seed}")
+
+
+def _check_rows(plan: Plan) -> None:
+    seen: set[str] = set()
+    for row in plan.rows:
+        if row.id in seen:
+            raise ConfigError(f"the row {row.name!r} with seed {row.seed} is in the plan twice: "
+                              "give each row a name of its own.")  # fmt: skip
+        seen.add(row.id)
+        try:
+            plan.settings(row)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from None

@@ -1,0 +1,170 @@
+"""Sweeps over configuration fields with Ray Tune, from a file in trlX's sweep format.
+
+    python -m rlhf_helpers sweep sweep.yml script.py
+
+The script has `main(hparams)`, as trlX's examples do: it updates its configuration with the dict
+of dotted names `hparams` and calls `train`. Ray draws the values, runs the trials and keeps the
+table; nothing of that is ours. Ray is optional: `pip install "ray[tune]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_helpers.config.trl_config import ConfigError
+
+TRIAL = "RLHF_SWEEP_TRIAL"  # set in a trial's process: every line of metrics goes to Ray
+# Names in trlX's files and how many values each takes; all but `grid` are Ray's own.
+STRATEGIES = {
+    "uniform": {2}, "quniform": {3}, "loguniform": {2, 3}, "qloguniform": {3, 4}, "randn": {2},
+    "qrandn": {3}, "randint": {2}, "qrandint": {3}, "lograndint": {2, 3}, "qlograndint": {3, 4},
+    "choice": None, "grid": None,
+}  # fmt: skip
+TUNE_CONFIG = {"mode", "metric", "search_alg", "scheduler", "num_samples"}
+
+
+def ray_tune():
+    """Ray's `tune` module; ConfigError where Ray is not installed."""
+    try:
+        from ray import tune
+    except ImportError:
+        raise ConfigError('sweeps need Ray Tune: pip install "ray[tune]".') from None
+    return tune
+
+
+def load_sweep(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The file's `tune_config` and its fields, {"dotted.name": {"strategy", "values"}}.
+
+    Raises ConfigError naming what is wrong with which field.
+    """
+    path = Path(path)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}.") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("tune_config"), dict):
+        raise ConfigError(f"{path} has no section tune_config, with metric, mode and num_samples.")
+    tune_config = fields.pop("tune_config")
+    unknown = tune_config.keys() - TUNE_CONFIG
+    if unknown:
+        known = ", ".join(sorted(TUNE_CONFIG))
+        raise ConfigError(f"tune_config.{min(unknown)} is unknown: there are {known}.")
+    for name, field in fields.items():
+        _check_field(name, field)
+    return tune_config, fields
+
+
+def _check_field(name: str, field: Any) -> None:
+    if not isinstance(field, dict) or field.keys() != {"strategy", "values"}:
+        raise ConfigError(f"{name} is {field!r}: give it strategy and values.")
+    strategy, values = field["strategy"], field["values"]
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"{name}.strategy is {strategy!r}: choose one of {', '.join(STRATEGIES)}."
+        )
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{name}.values is {values!r}: give a list.")
+    counts = STRATEGIES[strategy]
+    if counts and len(values) not in counts:
+        wanted = " or ".join(map(str, sorted(counts)))
+        raise ConfigError(f"{name}.values has {len(values)} entries: {strategy} takes {wanted}.")
+
+
+def search_space(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Ray's objects for the fields of `load_sweep`."""
+    tune = ray_tune()
+    ray_names = {"grid": "grid_search"}
+    space = {}
+    for name, field in fields.items():
+        draw = getattr(tune, ray_names.get(field["strategy"], field["strategy"]))
+        values = field["values"]
+        space[name] = draw(values) if STRATEGIES[field["strategy"]] is None else draw(*values)
+    return space
+
+
+def run_trial(hparams: dict[str, Any], script: str, out: str) -> None:
+    """One trial, in a process of its own and a directory of its own under `out`."""
+    os.environ[TRIAL] = "1"
+    os.environ["RLHF_QUIET_PROGRESS"] = "1"
+    directory = Path(out) / ray_tune().get_context().get_trial_id()
+    load_main(script)({**hparams, "train.checkpoint_dir": str(directory)})
+
+
+def load_main(script: str | Path):
+    """`main` of a Python file; ConfigError where the file has none."""
+    spec = importlib.util.spec_from_file_location("sweep_script", script)
+    if spec is None or not Path(script).exists():
+        raise ConfigError(f"{script} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "main"):
+        raise ConfigError(f"{script} has no main(hparams), which a sweep calls for each trial.")
+    return module.main
+
+
+def report(metrics: dict[str, float]) -> None:
+    """Hand the metrics of an evaluation to Ray where this process is a trial of a sweep."""
+    if os.environ.get(TRIAL) and "reward/mean" in metrics:
+        ray_tune().report(dict(metrics))
+
+
+def run_sweep(
+    sweep_file: str | Path, script: str | Path, out: str | Path = "sweeps", cpus: int = 1,
+    gpus: float = 0,
+):  # fmt: skip
+    """Run every trial; Ray's ResultGrid. `cpus` and `gpus` are what one trial gets.
+
+    Results and a table, trials.csv, are left under `out`. Raises ConfigError on a bad file.
+    """
+    tune_config, fields = load_sweep(sweep_file)
+    load_main(script)  # before Ray starts: a mistake shows at once
+    tune = ray_tune()
+    if tune_config.get("search_alg", "random") != "random":
+        raise ConfigError("tune_config.search_alg: only random is offered; Ray has the others.")
+    schedulers = {"fifo": None, "hyperband": tune.schedulers.HyperBandScheduler()}
+    scheduler = tune_config.get("scheduler", "fifo")
+    if scheduler not in schedulers:
+        raise ConfigError(f"tune_config.scheduler is {scheduler!r}: choose fifo or hyperband.")
+    out = Path(out).resolve()
+    trial = tune.with_parameters(
+        run_trial, script=str(Path(script).resolve()), out=str(out / Path(sweep_file).stem / "runs")
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
+        param_space=search_space(fields),
+        tune_config=tune.TuneConfig(
+            metric=tune_config.get("metric", "reward/mean"), mode=tune_config.get("mode", "max"),
+            num_samples=tune_config.get("num_samples", 1), scheduler=schedulers[scheduler],
+        ),
+        run_config=tune.RunConfig(name=Path(sweep_file).stem, storage_path=str(out)),
+    )  # fmt: skip
+    results = tuner.fit()
+    results.get_dataframe().to_csv(out / Path(sweep_file).stem / "trials.csv", index=False)
+    return results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m rlhf_helpers sweep`."""
+    parser.add_argument("sweep", metavar="SWEEP.yml", help="fields, strategies and tune_config")
+    parser.add_argument("script", metavar="SCRIPT.py", help="a file with main(hparams)")
+    parser.add_argument("--out", default="sweeps", help="where results go (sweeps)")
+    parser.add_argument("--cpus", type=int, default=1, help="cores of one trial (1)")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of one trial (0)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run a sweep and name its best trial."""
+    results = run_sweep(
+        arguments.sweep, arguments.script, arguments.out, arguments.cpus, arguments.gpus
+    )
+    best = results.get_best_result()
+    drawn = ", ".join(f"{k} = {v}" for k, v in best.config.items())
+    print(f"Best of {len(results)} trials: {drawn}")
+    print(f"Its metrics: {best.metrics_dataframe.iloc[-1].get('reward/mean')} reward/mean")
+    print(f"Every trial: {Path(arguments.out) / Path(arguments.sweep).stem / 'trials.csv'}")

@@ -1,0 +1,322 @@
+"""LoRA inside a model: where it sits, switching it off, merging it, saving and loading it.
+
+Works on any module that `lora.add_lora` has prepared, with OpenDelta or with peft.
+The arithmetic is LoRA's (Hu et al. 2022): y = W x + b + scaling * B A dropout(x), with
+scaling = alpha / r.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rlhf_helpers.config.trl_config import ConfigError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraSite:
+    """One linear module that carries LoRA."""
+
+    name: str  # dotted name of the linear module, as in the untouched model
+    module: nn.Module  # the module that adds LoRA in its forward
+    weight: nn.Parameter  # frozen: [out, in], or [in, out] where `transposed`
+    lora_A: nn.Parameter  # [r, in]
+    lora_B: nn.Parameter  # [out, r]
+    scaling: float  # alpha / r
+    dropout: nn.Module | None
+    transposed: bool  # GPT-2's Conv1D keeps its weight as [in, out]
+    backend: str  # "opendelta" or "peft"
+
+
+def lora_sites(model: nn.Module) -> list[LoraSite]:
+    """All LoRA modules of `model` in model order; empty for a model without LoRA."""
+    sites = []
+    for name, module in model.named_modules():
+        children = module._modules
+        if hasattr(children.get("lora"), "lora_A"):
+            sites.append(_opendelta_site(name, module))
+        elif "base_layer" in children and "lora_A" in children:
+            sites.append(_peft_site(name, module))
+    return sites
+
+
+def _opendelta_site(name: str, module: nn.Module) -> LoraSite:
+    low_rank = module.lora
+    dropout = low_rank.lora_dropout
+    return LoraSite(
+        name=name,
+        module=module,
+        weight=module.weight,
+        lora_A=low_rank.lora_A,
+        lora_B=low_rank.lora_B,
+        scaling=low_rank.scaling,
+        dropout=dropout if isinstance(dropout, nn.Dropout) else None,
+        transposed=not isinstance(module, nn.Linear),
+        backend="opendelta",
+    )
+
+
+def _peft_site(name: str, module: nn.Module) -> LoraSite:
+    adapter = module.active_adapters[0]
+    dropout = module.lora_dropout[adapter]
+    return LoraSite(
+        name=name,
+        module=module,
+        weight=module.base_layer.weight,
+        lora_A=module.lora_A[adapter].weight,
+        lora_B=module.lora_B[adapter].weight,
+        scaling=module.scaling[adapter],
+        dropout=dropout if isinstance(dropout, nn.Dropout) else None,
+        transposed=not isinstance(module.base_layer, nn.Linear),
+        backend="peft",
+    )
+
+
+def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """LoRA's parameters by name, the same names for OpenDelta and peft, in model order.
+
+    "model.decoder.layers.2.self_attn.k_proj.lora.lora_A" [r, in], "....lora.lora_B" [out, r].
+    """
+    named = {}
+    for site in lora_sites(model):
+        named[f"{site.name}.lora.lora_A"] = site.lora_A
+        named[f"{site.name}.lora.lora_B"] = site.lora_B
+    return named
+
+
+# ---- switching off, merging, dropout
+
+
+def lora_enabled(site: LoraSite) -> bool:
+    """Whether the forward pass of this module adds LoRA now."""
+    if site.backend == "peft":
+        return not site.module._disable_adapters
+    return getattr(site.module.forward, "__func__", None) is _forward_with_lora
+
+
+def own_opendelta_forward(module: nn.Module) -> None:
+    """Puts a method where OpenDelta put a closure around forward; same arithmetic.
+
+    The closure keeps the module that it was made for: a deep copy of the model would compute with
+    the original's weights. A bound method is copied together with its module.
+    """
+    module._forward_without_lora = module.forward.__wrapped__
+    module.forward = types.MethodType(_forward_with_lora, module)
+
+
+def _forward_with_lora(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out]."""
+    return module._forward_without_lora(x) + module.lora.forward(x)
+
+
+def _set_enabled(site: LoraSite, enabled: bool) -> None:
+    if lora_enabled(site) == enabled:
+        return
+    module = site.module
+    if site.backend == "peft":
+        # peft's own switch (enable_adapters) would also change requires_grad.
+        module._disable_adapters = not enabled
+    elif enabled:
+        module.forward = types.MethodType(_forward_with_lora, module)
+    else:
+        module.forward = module._forward_without_lora
+
+
+def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
+    """Switches LoRA on or off. Off, the model computes exactly what it did before LoRA."""
+    for site in lora_sites(model):
+        _set_enabled(site, enabled)
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[None]:
+    """Within it, `model` is the reference model: LoRA is off, bit for bit the original weights."""
+    switched = [site for site in lora_sites(model) if lora_enabled(site)]
+    for site in switched:
+        _set_enabled(site, False)
+    try:
+        yield
+    finally:
+        for site in switched:
+            _set_enabled(site, True)
+
+
+@contextmanager
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """Within it, scaling * B A is part of the frozen weights: the same function, fewer operations.
+
+    For sampling without LoRA dropout only: a merged model has none. At the end the weights are
+    restored from a copy, bit for bit. In bfloat16 and float16 the sum is rounded, so that merged
+    and unmerged outputs differ by that rounding. TypeError on quantised weights.
+    """
+    sites = [site for site in lora_sites(model) if lora_enabled(site)]
+    for site in sites:
+        if not site.weight.is_floating_point():
+            raise TypeError(
+                f"LoRA cannot be merged into {site.name}: its weight is quantised "
+                f"({site.weight.dtype}); sample with LoRA unmerged."
+            )
+    originals = [site.weight.detach().clone() for site in sites]
+    try:
+        for site in sites:
+            # .data: a graph that holds this weight stays valid, because its bits come back.
+            site.weight.data.copy_(merged_weight(site))
+            _set_enabled(site, False)
+        yield
+    finally:
+        for site, original in zip(sites, originals, strict=True):
+            site.weight.data.copy_(original)
+            _set_enabled(site, True)
+
+
+@torch.no_grad()
+def merged_weight(site: LoraSite) -> torch.Tensor:
+    """W + scaling * B A, summed in float32; shape and dtype of the site's weight."""
+    delta = site.scaling * (site.lora_B.float() @ site.lora_A.float())  # [out, in]
+    if site.transposed:
+        delta = delta.T
+    return (site.weight.float() + delta).to(site.weight.dtype)
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model without LoRA that computes the same, by the names it has there.
+
+    For a model without LoRA: its own state_dict().
+    """
+    sites = lora_sites(model)
+    inside = tuple(f"{site.name}.lora" for site in sites)  # .lora.lora_A, .lora_A.default, ...
+    state = {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(inside)
+    }
+    return state | {f"{site.name}.weight": merged_weight(site) for site in sites}
+
+
+def set_lora_dropout(model: nn.Module, active: bool) -> None:
+    """Turns LoRA's dropout on or off, and nothing else (the base model's dropout stays as it is).
+
+    trlX calls neither train() nor eval(): there LoRA's dropout is active always, the base model's
+    never. That is the state in which add_lora leaves a model that was loaded in eval mode.
+    """
+    for site in lora_sites(model):
+        if site.dropout is not None:
+            site.dropout.train(active)
+
+
+# ---- files
+
+
+def save_adapter(model: nn.Module, directory: str | Path, base_model: str = "") -> None:
+    """Writes LoRA as peft's files: adapter_config.json and adapter_model.safetensors.
+
+    `peft.PeftModel.from_pretrained(base, directory)` gives the same logits, and load_adapter reads
+    them back. `base_model`: name or path of the base model, for the record.
+    ConfigError when `model` has no LoRA.
+    """
+    sites = lora_sites(model)
+    if not sites:
+        raise ConfigError("The model has no LoRA to save; set model.delta_kwargs first.")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for site in sites:
+        tensors[f"base_model.model.{site.name}.lora_A.weight"] = site.lora_A.detach().contiguous()
+        tensors[f"base_model.model.{site.name}.lora_B.weight"] = site.lora_B.detach().contiguous()
+    weights_tmp = directory / (ADAPTER_WEIGHTS + ".tmp")
+    save_file(tensors, weights_tmp, metadata={"format": "pt"})
+    config_tmp = directory / (ADAPTER_CONFIG + ".tmp")
+    config_tmp.write_text(json.dumps(_adapter_config(sites, base_model), indent=2) + "\n")
+    os.replace(weights_tmp, directory / ADAPTER_WEIGHTS)
+    os.replace(config_tmp, directory / ADAPTER_CONFIG)
+
+
+export_peft_adapter = save_adapter  # the project's adapter format is peft's
+
+
+def _adapter_config(sites: list[LoraSite], base_model: str) -> dict[str, object]:
+    """The fields that peft needs to rebuild these modules, and no others (versions differ)."""
+    rank = sites[0].lora_A.shape[0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": round(sites[0].scaling * rank, 6),
+        "lora_dropout": sites[0].dropout.p if sites[0].dropout is not None else 0.0,
+        "bias": "none",
+        "fan_in_fan_out": sites[0].transposed,
+        # Full names, so that exactly these layers are rebuilt.
+        "target_modules": [site.name for site in sites],
+    }
+
+
+def load_adapter(model: nn.Module, directory: str | Path) -> None:
+    """Reads what save_adapter (or peft) wrote into the LoRA that `model` already has.
+
+    ConfigError, before anything is changed, when modules, rank or scaling differ.
+    """
+    directory = Path(directory)
+    weights, settings = directory / ADAPTER_WEIGHTS, directory / ADAPTER_CONFIG
+    for path in (weights, settings):
+        if not path.is_file():
+            raise ConfigError(f"{directory} holds no adapter: {path.name} is missing.")
+    tensors = {_site_name(key): tensor for key, tensor in load_file(weights).items()}
+    parameters = lora_parameters(model)
+    _check_same_lora(tensors, parameters, directory)
+    _check_same_scaling(json.loads(settings.read_text()), lora_sites(model), directory)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def _site_name(key: str) -> str:
+    """peft's key -> the name of lora_parameters."""
+    name = key.removeprefix("base_model.model.").removesuffix(".weight")
+    module, _, matrix = name.rpartition(".")
+    return f"{module}.lora.{matrix}"
+
+
+def _check_same_lora(
+    tensors: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], directory: Path
+) -> None:
+    if odd := sorted(set(tensors) ^ set(parameters)):
+        where = "adapter" if odd[0] in tensors else "model"
+        raise ConfigError(
+            f"The adapter in {directory} and the model have LoRA on different modules: {odd[0]} is "
+            f"only in the {where}; use the num_layers_unfrozen and modified_modules it was "
+            f"trained with."
+        )
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise ConfigError(
+                f"The adapter in {directory} has {name} of shape {list(tensors[name].shape)} where "
+                f"the model has {list(parameter.shape)}; use the lora_r it was trained with."
+            )
+
+
+def _check_same_scaling(
+    settings: dict[str, object], sites: list[LoraSite], directory: Path
+) -> None:
+    rank = sites[0].lora_A.shape[0]
+    divisor = rank**0.5 if settings.get("use_rslora") else rank
+    saved = float(settings["lora_alpha"]) / divisor
+    if abs(saved - sites[0].scaling) > 1e-6 * saved:
+        raise ConfigError(
+            f"The adapter in {directory} was trained with LoRA scaling {saved:g} and the model has "
+            f"{sites[0].scaling:g}; set lora_alpha={saved * rank:g} for rank {rank}."
+        )

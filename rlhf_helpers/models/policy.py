@@ -1,0 +1,377 @@
+"""The policy: a causal language model with LoRA and a value head, cut into trunk and top.
+
+The trunk is the frozen part below the first layer that may change; its hidden states serve the
+policy, the reference policy and every PPO epoch. The reference policy is the same top with LoRA
+switched off (trlX calls this arrangement the hydra).
+
+Shapes: B sequences, N tokens, h hidden width, T response columns.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_helpers.algorithms.ppo import logprobs_of_labels
+from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
+
+from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
+from .lora import (
+    load_adapter,
+    lora_disabled,
+    lora_parameters,
+    lora_sites,
+    merged_lora,
+    save_adapter,
+    set_lora_dropout,
+)
+from .lora_state import merged_state_dict
+
+STATIC_WIDTH = 16  # tokens
+# Whoever gives one of these to `generate` decides about the key-value cache.
+CACHE_SETTINGS = {"cache_implementation", "past_key_values", "use_cache", "num_beams"}
+
+
+class Scored(NamedTuple):
+    """What one pass over whole sequences says about every column from `start` on."""
+
+    logprobs: Tensor  # [B, N-1-start] log p(token j+1 | tokens <= j) of the policy, nats
+    ref_logprobs: Tensor  # [B, N-1-start] the same of the reference policy
+    values: Tensor  # [B, N-1-start] value head
+    trunk: Tensor  # [B, N, h] hidden states that enter the first layer of the top
+
+
+class Policy(nn.Module):
+    """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
+
+    takes_room_at_once = True  # for the key-value cache while sampling: see kv_cache.py
+
+    def __init__(
+        self,
+        base: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        num_layers_unfrozen: int = -1,
+    ):
+        """Wrap `base`, whose LoRA (if any) is already in place; the value head is drawn here."""
+        super().__init__()
+        self.base = base
+        self.tokenizer = tokenizer
+        hidden = base.config.get_text_config().hidden_size
+        # trlX's value head: default initialisation, so its first values are small and not zero.
+        self.v_head = nn.Sequential(
+            nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 1)
+        )
+        self._layers_name = "layers" if hasattr(self.decoder, "layers") else "h"
+        depth = len(self.layers)
+        top = depth if num_layers_unfrozen < 0 else min(max(num_layers_unfrozen, 1), depth)
+        self.branch = depth - top  # index of the first layer of the top
+        self.has_lora = bool(lora_parameters(base))
+        self._reference_layers: nn.ModuleList | None = None
+        if not self.has_lora:
+            # The top layers themselves learn, and nothing that the reference policy shares.
+            base.requires_grad_(False)
+            if num_layers_unfrozen != 0:
+                self._reference_layers = copy.deepcopy(self.layers[self.branch :])
+                self.layers[self.branch :].requires_grad_(True)
+        accepted = inspect.signature(self.decoder.forward).parameters
+        # OPT and BLOOM work positions out from the attention mask; the others want them given.
+        self._wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.set_dropout(active=False)
+
+    # --- parts -----------------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The stack of layers inside the causal model, with embeddings and final norm."""
+        return self.base.get_decoder()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """All decoder layers, trunk first."""
+        return getattr(self.decoder, self._layers_name)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The causal model, by the name that it has in trlX."""
+        return self.base
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.v_head[0].weight.device
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer changes, by name: LoRA matrices (or unfrozen layers), value head."""
+        adapters = (
+            lora_parameters(self.base)
+            if self.has_lora
+            else {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+        )
+        return adapters | {f"v_head.{n}": p for n, p in self.v_head.named_parameters()}
+
+    def set_dropout(self, active: bool) -> None:
+        """Switch LoRA's dropout; the base model's own dropout is never active (as in trlX)."""
+        self.base.eval()
+        set_lora_dropout(self.base, active)
+
+    # --- forward passes ----------------------------------------------------------------------
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor, start: int, width: int, trunk: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and values of columns start .. start+width, with gradients.
+
+        tokens, attention_mask [B, N]; trunk [B, N, h] or None to compute it.
+        Returns two tensors [B, width].
+        """
+        if trunk is None:
+            trunk = self.trunk(tokens, attention_mask)
+        with self._autocast():
+            hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
+            labels = tokens[:, start + 1 : start + width + 1]
+            return self.label_logprobs(hidden, labels), self.value(hidden)
+
+    @torch.no_grad()
+    def score(
+        self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None
+    ) -> Scored:
+        """Policy, reference policy and value head on whole sequences [B, N], without gradients.
+
+        `trunk` [B, N, h]: states that are known already, from sampling.
+        """
+        with self._autocast():
+            if trunk is None:
+                trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+            else:
+                hidden = self.top(trunk, tokens, attention_mask)
+            ref_hidden = self.reference_top(trunk, tokens, attention_mask)
+            labels = tokens[:, start + 1 :]
+            return Scored(
+                self.label_logprobs(hidden[:, start:-1], labels),
+                self.label_logprobs(ref_hidden[:, start:-1], labels),
+                self.value(hidden[:, start:-1]),
+                trunk,
+            )
+
+    @torch.no_grad()
+    def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """States that enter the top, without the top's work: [B, N] -> [B, N, h]."""
+        with self._autocast():
+            return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
+
+    def trunk_and_hidden(
+        self, tokens: Tensor, attention_mask: Tensor, stop_at_branch: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """States entering the top, and states after the final norm: two [B, N, h]."""
+        seen: list[Tensor] = []
+
+        def keep(_module, args, kwargs):
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            if stop_at_branch:
+                raise _AtBranch
+
+        hook = self.layers[self.branch].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            hidden = self._decode(tokens, attention_mask)
+        except _AtBranch:
+            hidden = None
+        finally:
+            hook.remove()
+        return seen[0], hidden
+
+    def top(self, trunk: Tensor, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Run only the top layers and the final norm on kept trunk states: [B, N, h]."""
+        return self._decode_from(trunk, self.layers[self.branch :], tokens, attention_mask)
+
+    def reference_top(self, trunk: Tensor, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """The same with the reference policy's top: LoRA off, or the copy kept from the start."""
+        if self._reference_layers is not None:
+            return self._decode_from(trunk, self._reference_layers, tokens, attention_mask)
+        with lora_disabled(self.base):
+            return self.top(trunk, tokens, attention_mask)
+
+    def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Hidden states [B, T, h] and the tokens that follow them [B, T] -> nats [B, T]."""
+        head = self.base.get_output_embeddings()
+        if torch.is_grad_enabled():
+            if is_frozen_linear(head):
+                return frozen_head_logprobs(hidden, head, labels)
+            return logprobs_of_labels(head(hidden).float(), labels)
+        # Some rows at a time: their logits stay in the processor's cache.
+        rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
+        slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
+        logprobs = [logprobs_of_labels(head(h).float(), ids) for h, ids in slices]
+        return torch.cat(logprobs).unflatten(0, labels.shape)
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """Value head on hidden states: [B, T, h] -> [B, T]."""
+        return self.v_head(hidden.to(self.v_head[0].weight.dtype)).squeeze(-1).float()
+
+    def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        positions = {}
+        if self._wants_positions:
+            position_ids = attention_mask.long().cumsum(-1) - 1
+            positions["position_ids"] = position_ids.masked_fill(attention_mask == 0, 1)
+        return self.decoder(
+            input_ids=tokens, attention_mask=attention_mask, use_cache=False, **positions
+        ).last_hidden_state
+
+    def _decode_from(self, trunk: Tensor, layers, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        # The decoder's own forward makes masks and positions and applies the final norm; only
+        # its list of layers is shortened and the first one is handed the kept states instead.
+        def replace(_module, args, kwargs):
+            if args:
+                return (trunk, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": trunk}
+
+        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True)
+        try:
+            with self._only_layers(layers):
+                return self._decode(tokens, attention_mask)
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _only_layers(self, layers: nn.ModuleList) -> Iterator[None]:
+        decoder, everything = self.decoder, self.layers
+        setattr(decoder, self._layers_name, layers)
+        try:
+            yield
+        finally:
+            setattr(decoder, self._layers_name, everything)
+
+    def _autocast(self):
+        dtype = self.base.get_input_embeddings().weight.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    # --- sampling ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        """Sample continuations with transformers' `generate`: [B, Q] -> [B, Q + new tokens].
+
+        With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
+        fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        pad = self.tokenizer.pad_token_id
+        settings = dict(eos_token_id=self.tokenizer.eos_token_id, pad_token_id=pad) | kwargs
+        static = settings.get("cache_implementation") == "static"
+        if self.takes_room_at_once and self._room_is_known(settings):
+            # Not above: the transformers of engine="trlx" has no such layers.
+            from .kv_cache import roomy_cache
+
+            room = input_ids.shape[1] + settings["max_new_tokens"]
+            settings["past_key_values"] = roomy_cache(self.base.config, room)
+        more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
+        with self._autocast():
+            rows = self.base.generate(
+                input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
+                attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
+                **settings,
+            )
+        return rows[:, more:] if more else rows
+
+    @staticmethod
+    def _room_is_known(settings: dict[str, Any]) -> bool:
+        given = {name for name, value in settings.items() if value is not None}
+        return "max_new_tokens" in given and CACHE_SETTINGS.isdisjoint(given)
+
+    @contextmanager
+    def merged_for_sampling(self) -> Iterator[None]:
+        """Add LoRA into the weights while sampling, where its dropout is inactive."""
+        if not self.has_lora or self.lora_dropout_active:
+            yield
+            return
+        with merged_lora(self.base):
+            yield
+
+    @property
+    def lora_dropout_active(self) -> bool:
+        """Whether LoRA's dropout would draw random numbers now."""
+        dropouts = [site.dropout for site in lora_sites(self.base)]
+        return any(d is not None and d.training and getattr(d, "p", 0) > 0 for d in dropouts)
+
+    # --- files -------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path, base_model: str = "") -> None:
+        """Write adapter (or unfrozen layers), value head and tokenizer to a directory.
+
+        `base_model` is the base model's name, which peft's adapter_config.json records.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.has_lora:
+            save_adapter(self.base, directory, base_model)
+        else:
+            changed = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+            save_file(_contiguous(changed), directory / "unfrozen_layers.safetensors")
+        save_file(_contiguous(self.v_head.state_dict()), directory / "value_head.safetensors")
+        self.tokenizer.save_pretrained(directory)
+
+    def save_merged(self, directory: str | Path) -> None:
+        """Write a plain transformers model with the policy's weights, and the tokenizer.
+
+        `AutoModelForCausalLM.from_pretrained(directory)` has the policy's logits; it knows
+        nothing of LoRA. The value head is not part of it.
+        """
+        if getattr(self.base, "is_loaded_in_4bit", False):
+            raise ConfigError(
+                "model.load_in_4bit is True: a merged model needs weights in full; save the policy "
+                "without merge and load it with load_in_4bit false first."
+            )
+        plain = _without_weights(self.base)
+        plain.load_state_dict(merged_state_dict(self.base), strict=False, assign=True)
+        plain.tie_weights()
+        plain.generation_config = copy.deepcopy(self.base.generation_config)
+        plain.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def load(self, directory: str | Path) -> None:
+        """Take adapter (or unfrozen layers) and value head from a directory that `save` wrote.
+
+        Without a value head there, as in committed runs, the policy can sample; a warning says so.
+        """
+        directory = Path(directory)
+        if self.has_lora:
+            load_adapter(self.base, directory)
+        else:
+            self.base.load_state_dict(
+                load_file(directory / "unfrozen_layers.safetensors"), strict=False
+            )
+        value_head = directory / "value_head.safetensors"
+        if value_head.exists():
+            self.v_head.load_state_dict(load_file(value_head))
+        else:
+            warnings.warn(
+                f"{directory} has no value_head.safetensors: this policy can sample and be "
+                "evaluated; to train it on would begin with a new value head.",
+                ConfigWarning,
+                stacklevel=3,
+            )
+
+
+class _AtBranch(Exception):
+    """Raised by a hook to end a forward pass where the trunk ends."""
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A model of the same class and number type, without LoRA and without memory for weights."""
+    with torch.device("meta"):
+        return type(model)(copy.deepcopy(model.config)).to(model.dtype)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().contiguous() for name, t in tensors.items()}

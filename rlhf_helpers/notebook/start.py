@@ -1,0 +1,50 @@
+"""What every notebook does first: turn its parameters into a run directory and a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_helpers.config.trl_config import (
+    Profile,
+    check_run_dir,
+    load_profile,
+    repo_root,
+    save_config,
+)
+from rlhf_helpers.runs.files import RunDir, open_run
+
+
+def start(
+    profile: str,
+    run_dir: str | Path,
+    seed: int | None,
+    overrides: Mapping[str, Any],
+    reference_run: bool,
+) -> tuple[RunDir, Profile]:
+    """The run directory and the settings that a notebook works with; says in one line which.
+
+    A reference run is read with the configuration that made it, and nothing is written to it.
+    Otherwise config.yml is written to the run directory. Raises ConfigError when the directory
+    belongs to another configuration, MissingRunFileError when there is no reference run.
+    """
+    run = open_run(profile, run_dir, reference_run)
+    if reference_run:
+        settings = load_profile(run.path)
+        print(f"Showing the finished run in {_shown(run.path)} ({_named(settings)}).")
+        return run, settings
+    settings = load_profile(profile, overrides=overrides, seed=seed, run_dir=run_dir)
+    check_run_dir(settings, run_dir)
+    save_config(settings, run_dir)
+    print(f"Running in {_shown(run.path)} ({_named(settings)}).")
+    return run, settings
+
+
+def _named(settings: Profile) -> str:
+    return f"profile {settings.name}, seed {settings.config.train.seed}"
+
+
+def _shown(path: Path) -> str:
+    root = repo_root()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

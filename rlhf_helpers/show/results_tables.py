@@ -1,0 +1,140 @@
+"""The README's results, written from the committed files of finished runs.
+
+    python -m rlhf_helpers figures
+
+Nothing in these tables is typed by hand: a test compares them with the files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.notebook.watch import clock
+from rlhf_helpers.runs.files import atomic_write_text, read_json
+
+BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
+SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
+COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
+
+
+def finished_runs(profile: str = "cpu") -> list[Path]:
+    """The committed runs of a profile: the reference run, then figures/seeds/<profile>-<seed>."""
+    figures = repo_root() / "figures"
+    return _by_seed([figures / "reference_runs" / profile, *figures.glob(f"seeds/{profile}-*")])
+
+
+def corrected_runs(profile: str = "cpu") -> list[Path]:
+    """The committed runs of a profile under `method.semantics: corrected`, in order of seeds."""
+    return _by_seed([*(repo_root() / "figures").glob(f"corrected/{profile}-*")])
+
+
+def _by_seed(runs: list[Path]) -> list[Path]:
+    found = [path for path in runs if (path / "evaluation.json").exists()]
+    return sorted(found, key=lambda path: read_json(path / "evaluation.json")["seed"])
+
+
+def results_table(profile: str = "cpu") -> str:
+    """Markdown: one row a seed, and the mean; every seed that was run."""
+    runs = [read_json(path / "evaluation.json") for path in finished_runs(profile)]
+    lines = [
+        "<!-- results -->",
+        "| seed | reward before | after | difference (95 % interval) | continuation alone "
+        "| judge | KL, nats per sample | distinct-2 | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(str(e["seed"]), e) for e in runs),
+    ]
+    if len(runs) > 1:
+        mean = sum(e["reward_after"] for e in runs) / len(runs)
+        lines.append(f"\nMean reward after, over {len(runs)} seeds: **{mean:.3f}**.")
+    n = runs[0]["n_prompts"] if runs else 0
+    lines.append(
+        f"\n{n} held-out prompts, one sample each, same seeds before and after; from "
+        "`evaluation.json` in `figures/reference_runs/cpu/` and `figures/seeds/`."
+    )
+    return "\n".join([*lines, "<!-- /results -->"])
+
+
+# What the comparison of the two semantics shows of each run's evaluation.json.
+COMPARED = ("reward_after", "judge_after", "kl_per_sequence", "distinct_2_after")
+
+
+def runs_by_semantics(profile: str = "cpu") -> dict[str, list[Path]]:
+    """The committed runs under `trlx` and under `corrected`: seeds that were run under both."""
+    runs = {
+        semantics: {read_json(path / "evaluation.json")["seed"]: path for path in paths}
+        for semantics, paths in (
+            ("trlx", finished_runs(profile)), ("corrected", corrected_runs(profile)),
+        )
+    }  # fmt: skip
+    both = sorted(runs["trlx"].keys() & runs["corrected"].keys())
+    return {semantics: [paths[seed] for seed in both] for semantics, paths in runs.items()}
+
+
+def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
+    """Both semantics, a row a seed and a row of means: fields of COMPARED by name."""
+    rows = []
+    for semantics, paths in runs_by_semantics(profile).items():
+        own = [
+            {"semantics": semantics, "seed": e["seed"], **{k: e[k] for k in COMPARED}}
+            for e in (read_json(path / "evaluation.json") for path in paths)
+        ]
+        means = {k: sum(row[k] for row in own) / len(own) for k in COMPARED} if own else {}
+        rows += [*own, {"semantics": semantics, "seed": "mean", **means}]
+    return rows
+
+
+def semantics_table(profile: str = "cpu") -> str:
+    """Markdown of `semantics_rows`."""
+    lines = [
+        "<!-- semantics -->",
+        "| semantics | seed | reward after | judge after | KL, nats a sample | distinct-2 after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in semantics_rows(profile):
+        numbers = " | ".join(f"{row[k]:.{1 if k == 'kl_per_sequence' else 3}f}" for k in COMPARED)
+        lines.append(f"| {row['semantics']} | {row['seed']} | {numbers} |")
+    return "\n".join([*lines, "<!-- /semantics -->"])
+
+
+def _row(name: str, e: dict[str, Any]) -> str:
+    d = e["paired_difference"]
+    cells = [
+        name,
+        f"{e['reward_before']:.3f}",
+        f"**{e['reward_after']:.3f}**",
+        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})",
+        f"{e['reward_continuation_before']:.3f} → {e['reward_continuation_after']:.3f}",
+        f"{e['judge_before']:.3f} → {e['judge_after']:.3f}",
+        f"{e['kl_per_sequence']:.1f}",
+        f"{e['distinct_2_before']:.2f} → {e['distinct_2_after']:.2f}",
+        e["verdict"].replace("_", " "),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def costs_table(profile: str = "cpu") -> str:
+    """Markdown: wall time and peak memory of each notebook of the reference run."""
+    manifest = read_json(repo_root() / "figures" / "reference_runs" / profile / "manifest.json")
+    rows = manifest["notebooks"]
+    lines = ["<!-- run costs -->", "| notebook | minutes:seconds | peak memory |", "|---|---|---|"]
+    lines += [
+        f"| {row['name']} | {clock(row['seconds'])} | {row['peak_rss_bytes'] / 1e9:.1f} GB |"
+        for row in rows
+    ]
+    total, peak = sum(r["seconds"] for r in rows), max(r["peak_rss_bytes"] for r in rows)
+    lines.append(f"| **all five** | **{clock(total)}** | **{peak / 1e9:.1f} GB** |")
+    return "\n".join([*lines, "<!-- /run costs -->"])
+
+
+def rewrite_tables(path: Path) -> bool:
+    """Bring the tables of README or a page of docs/ up to date; whether anything changed."""
+    before = path.read_text(encoding="utf-8")
+    after = BLOCK.sub(lambda _: results_table(), before)
+    after = COSTS.sub(lambda _: costs_table(), after)
+    after = SEMANTICS.sub(lambda _: semantics_table(), after)
+    if after != before:
+        atomic_write_text(path, after)
+    return after != before

@@ -1,0 +1,53 @@
+"""The evaluation that a run makes of itself every `eval_interval` steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_helpers.models.policy import Policy
+
+from .experience import RewardCaller
+from .prompts import Prompt, metadata_of, pad_prompts
+from .rollout import decode
+
+
+@torch.no_grad()
+def sample_and_score(
+    policy: Policy,
+    generate: Callable[[Tensor, Tensor], Tensor],
+    prompts: Sequence[Prompt],
+    reward: RewardCaller,
+    stop_sequences: Sequence[str],
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """One sample a prompt: {"prompt", "output", "reward"} each; dense rewards are summed."""
+    records = []
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        ids, mask = pad_prompts(batch, policy.tokenizer.pad_token_id)
+        with policy.merged_for_sampling():
+            samples = generate(ids, mask)
+        texts = decode(policy.tokenizer, ids, samples, stop_sequences)
+        scores = reward(texts, batch)
+        records += [
+            {"prompt": p, "output": o, "reward": sum(s) if isinstance(s, list) else s}
+            for p, o, s in zip(texts.prompts, texts.outputs, scores, strict=True)
+        ]
+    return records
+
+
+def metric_means(
+    metric_fn: Callable[..., dict[str, list[float]]],
+    records: Sequence[dict[str, Any]],
+    prompts: Sequence[Prompt],
+) -> dict[str, float]:
+    """The mean of each metric that the user's `metric_fn` computes, as metrics/<name>."""
+    texts, outputs = ([r[k] for r in records] for k in ("prompt", "output"))
+    samples = [p + o for p, o in zip(texts, outputs, strict=True)]
+    metrics = metric_fn(samples=samples, prompts=texts, outputs=outputs, **metadata_of(prompts))
+    means = {name: torch.as_tensor(v).float().mean().item() for name, v in metrics.items()}
+    return {f"metrics/{name}": mean for name, mean in means.items()}

@@ -1,0 +1,112 @@
+"""What a run writes while it learns: metrics.jsonl, eval_samples.jsonl, trackers, a callback."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.lab.sweep import report
+from rlhf_helpers.runs.files import append_jsonl, atomic_write_text, fsync, write_jsonl
+
+from .processes import Processes
+from .tracking import Trackers
+
+
+class TrainingLog:
+    """The log files of one run directory; the optimizer steps' statistics wait on the device."""
+
+    def __init__(
+        self,
+        config: TRLConfig,
+        directory: Path,
+        callback: Callable[[dict[str, float]], None] | None = None,
+    ):
+        """No file is touched and no tracker started yet."""
+        self.config = config
+        self.metrics = directory / "metrics.jsonl"
+        self.eval_samples = directory / "eval_samples.jsonl"
+        self.callback = callback
+        self.trackers: Trackers | None = None
+        self.processes: Processes | None = None  # None: this process alone
+        self.lines = {"metrics": 0, "eval_samples": 0}  # written so far
+        self._waiting: list[tuple[int, dict[str, Tensor]]] = []
+
+    def start_trackers(self) -> None:
+        """Start the tracker that the configuration names, if any."""
+        if self._writes:
+            self.trackers = Trackers(self.config)
+
+    @property
+    def _writes(self) -> bool:
+        return self.processes is None or self.processes.is_main
+
+    def close(self) -> None:
+        """End the tracker."""
+        if self.trackers is not None:
+            self.trackers.close()
+
+    def start_over(self) -> None:
+        """Empty log files, for a run that begins."""
+        self.lines = {"metrics": 0, "eval_samples": 0}
+        for path in (self.metrics, self.eval_samples) if self._writes else ():
+            write_jsonl(path, [])
+
+    def cut_back(self, lines: dict[str, int]) -> None:
+        """Keep the first lines of each file, for a run that goes on from where it had so many."""
+        self.lines = dict(lines)
+        files = {"metrics": self.metrics, "eval_samples": self.eval_samples}
+        for name, path in files.items() if self._writes else ():
+            # Not decoded as a whole: what a crash left behind them may be anything.
+            content = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            kept = b"".join(line + b"\n" for line in content[: lines[name]])
+            atomic_write_text(path, kept.decode("utf-8"))
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: a checkpoint counts on them."""
+        for path in (self.metrics, self.eval_samples):
+            if path.exists():
+                fsync(path)
+
+    def write(self, step: int, stats: dict[str, float]) -> None:
+        """One line of metrics; of several processes the means, written by the first."""
+        if self.processes is not None:
+            stats = self.processes.mean(stats)
+        if not self._writes:
+            return
+        numbers = {name: float(value) for name, value in stats.items()}
+        # JSON has no NaN; the standard deviation of a single score is one.
+        record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
+        append_jsonl(self.metrics, record)
+        self.lines["metrics"] += 1
+        if self.trackers is not None:
+            self.trackers.log(stats, step)
+        report(record)
+        if self.callback is not None:
+            self.callback(record)
+
+    def later(self, step: int, stats: dict[str, Tensor]) -> None:
+        """Keep an optimizer step's statistics where they are until `flush`."""
+        self._waiting.append((step, stats))
+
+    def flush(self) -> list[tuple[int, dict[str, float]]]:
+        """Bring the waiting statistics to the host, all at once, and write them; returns them."""
+        waiting, self._waiting = self._waiting, []
+        arrived = [(step, {k: v.item() for k, v in stats.items()}) for step, stats in waiting]
+        for step, stats in arrived:
+            self.write(step, stats)
+        return arrived
+
+    def samples(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Samples of an evaluation, a line each."""
+        if not self._writes:
+            return
+        with open(self.eval_samples, "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+        self.lines["eval_samples"] += len(records)

@@ -1,0 +1,64 @@
+"""What an optimizer step minimises, for each method, and the optimizer that takes it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from rlhf_helpers.algorithms.critic_free import grpo_loss, rloo_loss
+from rlhf_helpers.algorithms.ppo import gae, ppo_loss, whiten
+from rlhf_helpers.config.trl_config import GRPOConfig, PPOConfig, RLOOConfig
+
+from .processes import Processes
+from .rollout import Minibatch
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+def method_loss(
+    model: nn.Module, batch: Minibatch, method: PPOConfig, kl_coef: float, processes: Processes
+) -> Loss:
+    """The loss of `method` (PPO, RLOO or GRPO) on a minibatch, with gradients, and its statistics.
+
+    `model` is the policy, or what accelerate wrapped around it; `kl_coef` is the controller's.
+    """
+    width = batch.rewards.shape[1]
+    logprobs, values = model(batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
+    if isinstance(method, RLOOConfig):
+        return rloo_loss(logprobs, batch.logprobs, batch.advantages, batch.loss_mask)
+    if isinstance(method, GRPOConfig):
+        return grpo_loss(
+            logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask,
+            cliprange=method.cliprange, kl_coef=kl_coef,
+        )  # fmt: skip
+    return _ppo(logprobs, values, batch, method, processes)
+
+
+def _ppo(
+    logprobs: Tensor, values: Tensor, batch: Minibatch, method: PPOConfig, processes: Processes
+) -> Loss:
+    corrected = method.semantics == "corrected"
+    mask = batch.loss_mask if corrected else None
+    advantages, returns = gae(batch.values, batch.rewards, method.gamma, method.lam)
+    advantages = whiten(advantages, mask, total=processes.sum).detach()
+    loss, stats = ppo_loss(
+        logprobs, values, batch.logprobs, batch.values, advantages, returns, batch.loss_mask,
+        cliprange=method.cliprange, cliprange_value=method.cliprange_value,
+        vf_coef=method.vf_coef, masked_kl=corrected,
+    )  # fmt: skip
+    if corrected and processes.number > 1:
+        # Gradients are averaged over processes: weigh each by its share of the response tokens,
+        # so that every token counts the same wherever it was sampled.
+        tokens = batch.loss_mask.sum()
+        loss = loss * (processes.number * tokens / processes.sum(tokens))
+    return loss, stats
+
+
+def built(class_path: Callable[[str], str], section: Any, first_argument: Any) -> Any:
+    """An optimizer or scheduler from its section of the configuration."""
+    module, _, name = class_path(section.name).rpartition(".")
+    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in section.kwargs.items()}
+    return getattr(importlib.import_module(module), name)(first_argument, **kwargs)

@@ -1,0 +1,85 @@
+"""Sweeps: files in trlX's format, and two real trials in Ray Tune where that is installed."""
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.lab import sweep
+
+DOCS = Path(__file__).parents[2] / "docs"
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='Ray is not installed: pip install "ray[tune]"'
+)
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny_runs import PROMPTS, letter_reward, run_config
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.training.trainer import train
+
+def main(hparams):
+    config = TRLConfig.update(run_config({root!r}).to_dict(), hparams)
+    train(reward_fn=letter_reward, prompts=PROMPTS, eval_prompts=PROMPTS[:2], config=config)
+"""
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_the_example_is_read():
+    tune_config, fields = sweep.load_sweep(DOCS / "ppo_sweep.yml")
+    assert tune_config["metric"] == "reward/mean"
+    assert fields["optimizer.kwargs.lr"] == {"strategy": "loguniform", "values": [0.0003, 0.01]}
+    assert callable(sweep.load_main(DOCS / "sweep_script.py"))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a: {strategy: grid, values: [1]}", "no section tune_config"),
+    ("tune_config: {samples: 3}", "tune_config.samples is unknown"),
+    ("tune_config: {}\nlr: 3", "lr is 3: give it strategy and values"),
+    ("tune_config: {}\nlr: {strategy: magic, values: [1]}", "lr.strategy is 'magic'"),
+    ("tune_config: {}\nlr: {strategy: uniform, values: [1]}", "1 entries: uniform takes 2"),
+    ("tune_config: {}\nlr: {strategy: grid, values: 5}", "give a list"),
+    ("{", "cannot be read as YAML"),
+])  # fmt: skip
+def test_a_bad_file_says_what_is_wrong(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.load_sweep(write(tmp_path / "sweep.yml", text))
+
+
+def test_a_script_without_main_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="has no main"):
+        sweep.load_main(write(tmp_path / "script.py", "x = 1"))
+    with pytest.raises(ConfigError, match="is no Python file"):
+        sweep.load_main(tmp_path / "absent.py")
+
+
+def test_nothing_is_reported_outside_a_sweep(monkeypatch):
+    monkeypatch.delenv(sweep.TRIAL, raising=False)
+    monkeypatch.setattr(sweep, "ray_tune", lambda: pytest.fail("Ray was asked for"))
+    sweep.report({"reward/mean": 1.0})
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_trials_of_ray_differ_in_the_swept_field(tmp_path):
+    tests = str(Path(__file__).parents[1])
+    script = write(tmp_path / "script.py", SCRIPT.format(tests=tests, root=str(tmp_path)))
+    file = write(tmp_path / "rates.yml", """
+tune_config: {metric: reward/mean, mode: max, num_samples: 1}
+optimizer.kwargs.lr: {strategy: grid, values: [0.0, 0.03]}
+""")  # fmt: skip
+    results = sweep.run_sweep(file, script, tmp_path / "out")
+    assert not results.errors
+    table = pd.read_csv(tmp_path / "out" / "rates" / "trials.csv")
+    assert sorted(table["config/optimizer.kwargs.lr"]) == [0.0, 0.03]
+    assert table["reward/mean"].notna().all()
+    assert (table["step"] == 4).all()  # the last evaluation's, after all four steps
+    runs = sorted((tmp_path / "out").rglob("metrics.jsonl"))
+    assert len(runs) == 2  # each in a directory of its own

@@ -1,0 +1,220 @@
+"""The README says what the committed files say."""
+
+import json
+import re
+
+import pytest
+
+from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.lab import study, study_report
+from rlhf_helpers.show import results_tables as results
+from rlhf_helpers.show import study_figures
+
+README = (repo_root() / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_tables_are_those_of_the_committed_runs():
+    assert results.results_table() in README
+    assert results.costs_table() in README
+
+
+def test_every_seed_reaches_what_the_readme_promises():
+    """The bar of this tutorial: 0.85 with every seed, 0.90 on average, no collapse."""
+    runs = [
+        json.loads((path / "evaluation.json").read_text()) for path in results.finished_runs("cpu")
+    ]
+    assert len({run["seed"] for run in runs}) >= 3
+    after = [run["reward_after"] for run in runs]
+    assert min(after) >= 0.85 and sum(after) / len(after) >= 0.90
+    for run in runs:
+        assert run["n_prompts"] >= 256
+        assert run["paired_difference"]["low"] > 0.2
+        assert run["distinct_2_after"] >= 0.5 * run["distinct_2_before"]
+
+
+def test_rewards_in_the_table_are_the_means_of_the_committed_samples():
+    folder = repo_root() / "figures" / "reference_runs" / "cpu"
+    seed = json.loads((folder / "evaluation.json").read_text())["seed"]
+    row = re.search(rf"^\| {seed} \| ([\d.]+) \| \*\*([\d.]+)\*\*", README, re.MULTILINE)
+    for shown, name in zip(row.groups(), ("baseline", "after"), strict=True):
+        lines = (folder / f"{name}_samples.jsonl").read_text().splitlines()
+        rewards = [s["reward"] for s in map(json.loads, lines) if s["group"] == "heldout"]
+        assert abs(sum(rewards) / len(rewards) - float(shown)) < 0.0006
+
+
+def test_tuning_claims_hold_in_the_file_they_name():
+    lines = (repo_root() / "figures" / "tuning.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
+    constant = [r for r in rows if (r["modules"], r["lr"]) == ("all", "0.003")]
+    lengths = [float(r["rollout_length"]) for r in constant]
+    assert min(lengths) < 0.4 * lengths[0]
+    last = max((r for r in constant if r["reward_mean_128_heldout"]), key=lambda r: int(r["step"]))
+    assert float(last["objective_kl"]) < 2 and float(last["reward_mean_128_heldout"]) > 0.9
+
+
+def test_the_comparison_of_semantics_is_that_of_the_committed_runs():
+    page = (repo_root() / "docs" / "coming_from_trlx.md").read_text(encoding="utf-8")
+    assert results.semantics_table() in page
+
+
+def evaluations(paths):
+    return {e["seed"]: e for e in (json.loads((p / "evaluation.json").read_text()) for p in paths)}
+
+
+def test_what_notebook_04_says_of_the_two_semantics_holds():
+    trlx, corrected = map(evaluations, results.runs_by_semantics("cpu").values())
+    assert trlx.keys() == corrected.keys() and len(trlx) >= 3
+
+    def mean(runs, name):
+        return sum(run[name] for run in runs.values()) / len(runs)
+
+    rewards = [run["reward_after"] for run in trlx.values()]
+    gap = mean(corrected, "reward_after") - mean(trlx, "reward_after")
+    assert abs(gap) < max(rewards) - min(rewards)
+    for seed, run in corrected.items():
+        assert run["distinct_2_after"] > trlx[seed]["distinct_2_after"]
+        assert run["n_prompts"] == trlx[seed]["n_prompts"]
+    assert mean(corrected, "kl_per_sequence") <= mean(trlx, "kl_per_sequence")
+
+
+def test_runs_compared_differ_in_semantics_alone():
+    from rlhf_helpers.config.trl_config import load_profile
+
+    for path in results.corrected_runs("cpu"):
+        profile = load_profile(path)
+        own = profile.config.to_dict()
+        assert own["method"].pop("semantics") == "corrected"
+        other = load_profile("cpu", seed=own["train"]["seed"]).config.to_dict()
+        other["method"].pop("semantics")
+        for run in (own, other):
+            run["train"].pop("checkpoint_dir")
+        assert own == other
+
+
+# --- docs/study.md -------------------------------------------------------------------------
+
+STUDY = (repo_root() / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+def test_study_tables_are_those_of_the_committed_files():
+    assert study_report.with_blocks(STUDY) == STUDY, "run: python -m rlhf_helpers figures"
+    for path in re.findall(r"!\[[^\]]*\]\(\.\./([^)]+)\)", STUDY):
+        assert (repo_root() / path).exists(), path
+
+
+@pytest.mark.parametrize("plan", sorted((repo_root() / "figures" / "study").glob("*.yml")))
+def test_each_row_of_a_study_s_table_is_its_row_file(plan):
+    folder = plan.with_suffix("")
+    table = study_report.study_rows(folder.name)
+    files = {path.stem: json.loads(path.read_text()) for path in folder.glob("rows/*.json")}
+    by_row = {(f["row"]["name"], f["row"]["seed"]): f for f in files.values()}
+    assert len(table) == len(by_row) == len(files)
+    for row in table:
+        kept = by_row[row["name"], row["seed"]]
+        for name in study.MEASURES:
+            value = kept["evaluation"][name]
+            if isinstance(value, float):
+                assert row[name] == pytest.approx(value, rel=1e-5), name
+            else:
+                assert row[name] == value, name
+        assert row["n_prompts"] == kept["row"]["n_prompts"] == kept["evaluation"]["n_samples"]
+
+
+def test_runs_on_a_thousand_prompts_confirm_the_default():
+    """What docs/study.md shows for every finished run of the default."""
+    for path in results.finished_runs("cpu"):
+        e = json.loads((path / "evaluation_1000.json").read_text())
+        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_json(
+            path / "evaluation.json"
+        )["seed"]
+        assert e["reward_after"] >= 0.85
+        assert e["paired_difference"]["low"] > 0.2 and e["judge_difference"]["low"] > 0.2
+        hostile = e["groups"]["hostile"]
+        assert hostile["n_samples"] == 64 and hostile["paired_difference"]["low"] > 0
+        assert len(e["repeated_4grams_after"]) == 10
+
+
+def test_what_docs_study_says_of_the_ablations_holds():
+    rows = {row["name"]: row for row in study_report.study_rows("ablations")}
+    default = rows[study_report.DEFAULT_ROW]
+    slow, fast = rows["rate 3e-4"], rows["rate 1e-2"]
+    assert f"{slow['reward_after']:.2f}" == "0.61"
+    for row in (default, rows["rate 1e-3"]):
+        assert f"{row['reward_after']:.2f}" == "0.89"
+    assert fast["reward_after"] < default["reward_after"] and fast["verdict"] == "gamed"
+    assert fast["kl_per_sequence"] > 3 * default["kl_per_sequence"]
+    assert fast["perplexity_after"] > 4 * fast["perplexity_before"]
+    assert fast["judge_after"] > default["judge_after"]
+    rank_1, alone = rows["rank 1"], rows["value head alone"]
+    assert rank_1["trained_parameters"] < default["trained_parameters"] / 3
+    assert alone["trained_parameters"] > rank_1["trained_parameters"] / 2
+    assert abs(rank_1["reward_after"] - default["reward_after"]) < 0.05
+    layers = [rows[n] for n in ("1 layer", "2 layers", "all 6 layers")] + [default]
+    assert max(row["reward_after"] for row in layers) - layers[0]["reward_after"] < 0.06
+    assert alone["kl_per_sequence"] == 0 and alone["verdict"] == "no_change"
+
+
+def test_a_real_pretrained_model_improves_beyond_its_intervals():
+    folder = repo_root() / "figures/reference_runs/smollm2"
+    e = json.loads((folder / "evaluation_1000.json").read_text())
+    assert e["n_prompts"] == 1000
+    assert e["paired_difference"]["low"] > 0 and e["judge_difference"]["low"] > 0
+    hostile = e["groups"]["hostile"]
+    assert f"from {hostile['reward_before']:.2f} to {hostile['reward_after']:.2f}" in STUDY
+    said = (
+        f"reward {e['reward_before']:.3f} → {e['reward_after']:.3f}, "
+        f"judge {e['judge_before']:.3f} → {e['judge_after']:.3f}, *{e['verdict']}*"
+    )
+    assert said in README
+
+
+def test_what_docs_study_says_of_the_frontier_holds():
+    groups = {g.name: g for g in study_figures.groups_of(study_report.study_rows("frontier"))}
+
+    def mean(name, column):
+        return groups[name].mean(column)
+
+    def each(name, column):
+        return [row[column] for row in groups[name].rows]
+
+    def perplexity_times(name):
+        return [a / b for a, b in zip(each(name, "perplexity_after"),
+                                      each(name, "perplexity_before"), strict=True)]  # fmt: skip
+
+    usual, free, best = "PPO, β 0.01", "PPO, β 0", "best of 64"
+    corrected, rloo, grpo = "PPO corrected, β 0.01", "RLOO, β 0.01", "GRPO, β 0.04"
+    of_three = {usual, free, "PPO, β 0.1", corrected, rloo, grpo}
+    assert {name: len(group.rows) for name, group in groups.items()} == {
+        name: 3 if name in of_three else 1 for name in groups
+    }
+    assert min(each(free, "reward_after")) > 0.95 and min(each(free, "judge_difference_low")) > 0.3
+    assert mean(free, "kl_per_sequence") > 2 * mean(usual, "kl_per_sequence")
+    assert min(perplexity_times(free)) > 1.5 and max(perplexity_times(usual)) < 1.3
+    verdicts = {row["seed"]: row["verdict"] for row in groups[free].rows}
+    assert verdicts == {1000: "gamed", 1001: "collapsed", 1002: "gamed"}
+    dial = ["PPO, β 0.1", "PPO, β 0.03", usual, "PPO, β 0.003"]
+    for column in ("reward_after", "kl_per_sequence"):
+        assert [mean(name, column) for name in dial] == sorted(mean(n, column) for n in dial)
+    long = "PPO, β 0, long"
+    assert {row["verdict"] for row in groups[long].rows} == {"collapsed"}
+    assert mean(long, "reward_after") > 0.975 and mean(long, "judge_after") > 0.975
+    assert 0.25 < mean(long, "distinct_2_after") / mean(long, "distinct_2_before") < 0.4
+    assert abs(mean(best, "reward_after") - mean(usual, "reward_after")) < 0.03
+    assert mean(best, "kl_analytic") < 0.3 * mean(usual, "kl_per_sequence")
+    assert mean(best, "distinct_2_after") > 0.9 * mean(best, "distinct_2_before")
+
+    def seen(name):
+        return mean(name, "judge_difference_mean") / mean(name, "paired_difference_mean")
+
+    assert 0.4 < seen(best) < 0.6 and seen(usual) > 0.8
+    for name in (rloo, grpo):
+        assert min(each(name, "reward_after")) > 0.85
+        assert mean(name, "kl_per_sequence") <= mean(usual, "kl_per_sequence")
+    assert f"{mean(corrected, 'reward_after'):.2f}" == "0.93"
+    assert f"{mean(usual, 'reward_after'):.2f}" == "0.91"
+    assert min(each(corrected, "reward_after")) < max(each(usual, "reward_after"))
+    assert mean("SFT, 400 steps", "reward_after") <= mean("SFT, 100 steps", "reward_after")
+    for name in ("positive prompt", "SFT, 100 steps"):
+        assert mean(name, "paired_difference_mean") < 0.1
+    assert mean("PPO, β 0.1", "kl_per_sequence") < 2 and mean("PPO, β 0.1", "reward_after") < 0.6

@@ -1,0 +1,305 @@
+"""`method.semantics`: what trlX v0.6.0 does, and beside it what `corrected` does instead.
+
+One test for each line of the table in docs/coming_from_trlx.md.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_runs import PROMPTS, letter_reward, run_config
+
+from rlhf_helpers.algorithms.ppo import kl_controller
+from rlhf_helpers.training.rollout import (
+    build_rollouts,
+    decode,
+    keep_sampled_ids,
+    retokenise,
+)
+from rlhf_helpers.training.trainer import PPOTrainer
+
+EOS = 2  # of the recorded tokenizers; padding too
+
+
+def trainer_with(root, semantics, tokenizer="bos", reward_fn=letter_reward, **overrides):
+    """A trainer whose policy differs from its reference, with prompts."""
+    config = run_config(root, "opt", tokenizer, method__semantics=semantics, **overrides)
+    trainer = PPOTrainer(config, reward_fn)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in trainer.trained.items():
+            if name.endswith("lora_B"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    trainer.add_prompts(PROMPTS, PROMPTS[:2])
+    return trainer
+
+
+@pytest.fixture
+def both(tmp_path):
+    """Trainers of the two semantics, equal in everything else; LoRA dropout 0.1."""
+    return {s: trainer_with(tmp_path, s) for s in ("trlx", "corrected")}
+
+
+def sequences_of(trainer, response, prompt=(80, 81)):
+    """One prompt and one response, as this trainer's semantics keep them."""
+    ids = torch.tensor([prompt])
+    rows = torch.tensor([[*prompt, *response]])
+    if trainer.corrected:
+        return keep_sampled_ids(trainer.tokenizer, ids, torch.ones_like(ids), rows)
+    texts = decode(trainer.tokenizer, ids, rows, append_eos_token=True)
+    return retokenise(trainer.tokenizer, ids, texts.outputs)
+
+
+# --- text and tokens -------------------------------------------------------------------------
+
+
+def test_beginning_of_sequence_where_the_tokenizer_expects_it(both):
+    first = {s: t.experience.prompts.prompts[0].input_ids for s, t in both.items()}
+    assert first["trlx"][0] != EOS
+    assert first["corrected"] == [EOS, *first["trlx"]]
+    # A tokenizer that expects none gets none.
+
+
+def test_no_beginning_where_the_tokenizer_expects_none(tmp_path):
+    trainer = trainer_with(tmp_path, "corrected", tokenizer="nobos")
+    assert trainer.experience.prompts.prompts[0].input_ids[0] != EOS
+
+
+def test_the_ids_that_were_drawn_are_kept(both):
+    # "pol" drawn as three letters, which the tokenizer would write with fewer tokens.
+    tokenizer = both["trlx"].tokenizer
+    letters = [tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "policy"]
+    kept = {s: sequences_of(t, [*letters, EOS]).tokens[0, 2:].tolist() for s, t in both.items()}
+    assert kept["corrected"] == [*letters, EOS]
+    assert kept["trlx"][0] == EOS  # special tokens come back between prompt and response
+    assert kept["trlx"][1:] != [*letters, EOS]
+
+
+def test_end_of_text_and_beginning_are_seen_and_padding_is_not(both):
+    response = [90, 91, EOS, EOS, EOS]  # one end of text, then padding
+    masks = {s: sequences_of(t, response).attention_mask[0].tolist() for s, t in both.items()}
+    tokens = {s: sequences_of(t, response).tokens[0].tolist() for s, t in both.items()}
+    assert [m for m, t in zip(masks["trlx"], tokens["trlx"], strict=True) if t == EOS] != []
+    assert not any(m for m, t in zip(masks["trlx"], tokens["trlx"], strict=True) if t == EOS)
+    assert tokens["corrected"] == [80, 81, 90, 91, EOS]
+    assert masks["corrected"] == [1, 1, 1, 1, 1]
+
+
+def test_every_drawn_token_is_trained_and_nothing_else(both):
+    response = [90, 91, EOS]
+    trained = {}
+    for name, trainer in both.items():
+        sequences = sequences_of(trainer, response)
+        start = sequences.query_width - 1
+        columns = sequences.loss_mask[0, start : sequences.ends[0]].bool()
+        trained[name] = sequences.tokens[0, start + 1 : sequences.ends[0] + 1][columns].tolist()
+    assert trained["corrected"] == response
+    # trlX trains the </s> that it put in itself, and not the first token that was drawn.
+    retokenised = sequences_of(both["trlx"], response).tokens[0, 2:].tolist()
+    assert retokenised[0] == EOS and trained["trlx"][0] == EOS
+    assert retokenised[1] not in trained["trlx"]
+
+
+@pytest.mark.parametrize("tokenizer", ["bos", "nobos"])
+def test_the_score_lies_on_the_last_real_token(tmp_path, tokenizer):
+    inside_the_loss, predicted = {}, {}
+    for semantics in ("trlx", "corrected"):
+        trainer = trainer_with(tmp_path, semantics, tokenizer)
+        # A longer neighbour, so that there are columns behind the end of the first.
+        ids = torch.tensor([[80, 81], [80, 81]])
+        rows = torch.tensor([[80, 81, 90, 91, EOS, EOS, EOS, EOS],
+                             [80, 81, 90, 91, 92, 93, 94, 95]])  # fmt: skip
+        if trainer.corrected:
+            sequences = keep_sampled_ids(trainer.tokenizer, ids, torch.ones_like(ids), rows)
+        else:
+            texts = decode(trainer.tokenizer, ids, rows, append_eos_token=True)
+            sequences = retokenise(trainer.tokenizer, ids, texts.outputs)
+        rollouts, _ = build_rollouts(trainer.policy, sequences, [7.0, 0.0], 0.0, trainer.corrected)
+        column = 1 + rollouts[0].rewards.argmax().item()
+        assert rollouts[0].rewards.max() == 7
+        inside_the_loss[semantics] = bool(sequences.loss_mask[0, column])
+        predicted[semantics] = sequences.tokens[0, : column + 2].tolist()[2:]
+    assert inside_the_loss["corrected"]
+    assert predicted["corrected"] == [90, 91, EOS]
+    if tokenizer == "nobos":  # one past end of text, reached only through GAE
+        assert not inside_the_loss["trlx"]
+        assert predicted["trlx"][-2:] == [EOS, EOS]
+
+
+def test_the_reward_function_sees_text_and_no_special_tokens(tmp_path):
+    for semantics, seen_in_rollouts in (("trlx", True), ("corrected", False)):
+        texts = []
+
+        def reward_fn(samples, texts=texts, **kwargs):
+            texts.append(samples)
+            return [0.0] * len(samples)
+
+        trainer = trainer_with(tmp_path / semantics, semantics, reward_fn=reward_fn)
+        trainer.directory.mkdir(parents=True)
+        draw = trainer.policy.generate
+
+        def ended(ids, mask, draw=draw, **kwargs):
+            rows = draw(ids, mask, **kwargs)
+            return F.pad(rows, (0, 1), value=EOS)
+
+        trainer.policy.generate = ended
+        trainer.experience.make(4, 0.05)
+        assert all(text.endswith("</s>") for text in texts[-1]) == seen_in_rollouts
+        trainer.evaluate()  # where trlX itself shows none
+        assert not any("</s>" in text for text in texts[-1])
+
+
+# --- divergence ------------------------------------------------------------------------------
+
+
+def rollouts_of(trainer, n=8):
+    torch.manual_seed(0)
+    return trainer.experience.make(n, 0.05)
+
+
+def test_divergence_is_k3_per_sequence_over_the_response(tmp_path):
+    trainer = trainer_with(tmp_path, "corrected", model__delta_kwargs={"lora_dropout": 0.0})
+    rollouts, stats = rollouts_of(trainer)
+    per_sequence = []
+    for r in rollouts:
+        log_r = (r.ref_logprobs - r.logprobs).double()
+        per_sequence.append((log_r.exp() - 1 - log_r)[r.loss_mask.bool()].sum().item())
+    assert stats["mean_kl"] == pytest.approx(sum(per_sequence) / len(per_sequence), rel=1e-4)
+
+
+def test_trlx_divergence_is_per_entry_reversed_and_of_the_last_chunk(tmp_path):
+    trainer = trainer_with(tmp_path, "trlx", model__delta_kwargs={"lora_dropout": 0.0})
+    rollouts, stats = rollouts_of(trainer)
+    last = rollouts[4:]  # chunks of 4
+    total, entries = 0.0, 0
+    for r in last:
+        seen = r.attention_mask[len(r.query) - 1 :][: len(r.logprobs)]
+        d = ((r.logprobs - r.ref_logprobs) * seen).double()
+        total += (d.exp() - 1 - d).sum().item()
+        # The prompt's columns are inside the mean: here they diverge too.
+        tokens = torch.cat([r.query, r.response])[None]
+        scored = trainer.policy.score(tokens, r.attention_mask[None])
+        d = ((scored.logprobs - scored.ref_logprobs) * r.attention_mask[None, :-1])[0]
+        d = d[: len(r.query) - 1].double()
+        total += (d.exp() - 1 - d).sum().item()
+        entries += tokens.shape[1] - 1
+    assert stats["mean_kl"] == pytest.approx(total / entries, rel=1e-3)
+
+
+def test_the_controller_can_reach_its_target(both):
+    """A policy twice as far from the reference as its target, in nats a sequence."""
+    divergence = {name: rollouts_of(trainer)[1]["mean_kl"] for name, trainer in both.items()}
+    controllers = {}
+    for name in both:
+        controller = controllers[name] = kl_controller(0.05, divergence["corrected"] / 2, 100)
+        controller.update(divergence[name], 8)
+    assert controllers["corrected"].value > 0.05
+    # Per entry of a padded batch the same divergence looks small, and only lowers the coefficient.
+    assert controllers["trlx"].value < 0.05
+
+
+def test_the_controller_moves_once_an_iteration_by_all_rollouts(both):
+    moves = {}
+    for name, trainer in both.items():
+        trainer.store, trainer.plan = [None] * 8, [[0, 1, 2, 3]] * 4
+        calls = moves[name] = []
+        trainer.kl_ctl.update = lambda current, n_steps, calls=calls: calls.append(n_steps)
+        for trainer.position in (1, 2, 3, 4):
+            trainer._update_kl_coefficient()
+    assert moves == {"trlx": [4, 4], "corrected": [8]}
+
+
+# --- the update --------------------------------------------------------------------------------
+
+
+def test_padding_does_not_enter_advantages_and_statistics(tmp_path):
+    """The same rollouts in a wider batch: only trlX's unmasked moments notice."""
+    differences = {}
+    for semantics in ("trlx", "corrected"):
+        trainer = trainer_with(tmp_path, semantics, model__delta_kwargs={"lora_dropout": 0.0})
+        trainer.store, _ = rollouts_of(trainer)
+        with torch.no_grad():  # so that ratios are not all 1
+            trainer.trained["v_head.0.bias"].add_(0.1)
+            for name, parameter in trainer.trained.items():
+                if name.endswith("lora_A"):
+                    parameter.mul_(1.5)
+        batch = trainer.collate(range(8))
+        loss, stats = trainer.loss(batch)
+        for name in ("logprobs", "values", "rewards", "loss_mask"):
+            setattr(batch, name, F.pad(getattr(batch, name), (0, 5)))
+        batch.tokens = F.pad(batch.tokens, (0, 5), value=EOS)
+        batch.attention_mask = F.pad(batch.attention_mask, (0, 5))
+        batch.trunk = None
+        wider_loss, wider_stats = trainer.loss(batch)
+        differences[semantics] = [
+            abs(wider_loss.item() - loss.item()),
+            abs(wider_stats["policy/approx_kl"].item() - stats["policy/approx_kl"].item()),
+        ]
+    assert all(d < 1e-5 for d in differences["corrected"])
+    assert all(d > 1e-4 for d in differences["trlx"])
+
+
+def test_epochs_are_reshuffled(both):
+    plans = {}
+    for name, trainer in both.items():
+        trainer.store = [None] * 8
+        plans[name] = trainer._plan()
+    trlx, corrected = plans["trlx"], plans["corrected"]
+    assert trlx[0] == trlx[1] and trlx[2] == trlx[3]  # a minibatch twice in a row
+    assert corrected[0] != corrected[1]
+    for epoch in (corrected[:2], corrected[2:]):  # every rollout once an epoch
+        assert sorted(i for batch in epoch for i in batch) == list(range(8))
+    assert corrected[:2] != corrected[2:]
+
+
+# --- dropout -----------------------------------------------------------------------------------
+
+
+def test_dropout_is_off_outside_training(both):
+    ids = torch.tensor([[80, 81, 82, 83, 84, 85]])
+    repeatable, during_updates = {}, {}
+    for name, trainer in both.items():
+        scores = [trainer.policy.score(ids, torch.ones_like(ids)).logprobs for _ in range(2)]
+        repeatable[name] = torch.equal(*scores)
+        trainer.store, _ = rollouts_of(trainer)
+        active = during_updates[name] = []
+        loss = trainer.loss
+
+        def seen(batch, loss=loss, active=active, trainer=trainer):
+            active.append(trainer.policy.lora_dropout_active)
+            return loss(batch)
+
+        trainer.loss = seen
+        trainer.optimizer_step([0, 1, 2, 3])
+        assert trainer.policy.lora_dropout_active == (name == "trlx")
+    assert repeatable == {"trlx": False, "corrected": True}
+    assert during_updates == {"trlx": [True], "corrected": [True]}
+
+
+def test_corrected_rollouts_are_those_that_the_policy_drew(tmp_path):
+    """What is stored as log-probability is that of sampling: ratio 1 before the first update."""
+    differences = {}
+    for semantics in ("trlx", "corrected"):
+        trainer = trainer_with(
+            tmp_path, semantics, model__delta_kwargs={"lora_dropout": 0.0}
+        )  # fmt: skip
+        drawn = {}
+
+        def generate(ids, mask, drawn=drawn, trainer=trainer, **kwargs):
+            out = trainer.policy.base.generate(
+                input_ids=ids, attention_mask=mask, eos_token_id=EOS, pad_token_id=EOS,
+                output_scores=True, return_dict_in_generate=True, **kwargs,
+            )  # fmt: skip
+            logprobs = torch.stack(out.scores, 1).log_softmax(-1)
+            new = out.sequences[:, ids.shape[1] :]
+            drawn["ids"], drawn["logprobs"] = new, logprobs.gather(-1, new[..., None])[..., 0]
+            return out.sequences
+
+        trainer.policy.generate = generate
+        rollouts, _ = rollouts_of(trainer, n=4)
+        differences[semantics] = max(
+            float("inf") if len(r.logprobs) > drawn["logprobs"].shape[1]
+            else (r.logprobs - drawn["logprobs"][i, : len(r.logprobs)]).abs().max().item()
+            for i, r in enumerate(rollouts)
+        )  # fmt: skip
+    assert differences["corrected"] < 1e-4
+    assert differences["trlx"] > 0.1
