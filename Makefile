@@ -24,6 +24,7 @@ test-slow: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports
 
 doctor: $(STAMP)
 	$(PY) -m rlhf_helpers doctor --profile $(PROFILE)

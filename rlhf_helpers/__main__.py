@@ -67,10 +67,10 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     # These modules bring their own options: add_arguments(parser) and main(arguments).
     for name, module, text in (
         ("train-reward", "making.train_reward", "train the sentiment reward model again"),
-        ("bench", "lab.bench", "measure one PPO iteration"),
+        ("bench", "lab.bench_command", "measure one PPO iteration"),
         ("memory", "lab.memory_command", "predict, and measure, the memory of a run"),
-        ("study", "lab.study", "run a plan of configurations and seeds"),
-        ("sweep", "lab.sweep", "search over configuration fields with Ray Tune"),
+        ("study", "studies.study", "run a plan of configurations and seeds"),
+        ("sweep", "studies.sweep", "search over configuration fields with Ray Tune"),
         ("evaluate", "evaluation.evaluate_run", "evaluate finished runs on a thousand prompts"),
     ):
         if _offers_a_command(module):
@@ -204,9 +204,9 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
 
 def _figures(arguments: argparse.Namespace) -> int:
     from rlhf_helpers.config.trl_config import repo_root
-    from rlhf_helpers.lab.study_report import draw_study_figures, rewrite_study_doc
     from rlhf_helpers.notebook.committed_runs import draw_readme_figures
     from rlhf_helpers.show.results_tables import rewrite_tables
+    from rlhf_helpers.studies.report import draw_study_figures, rewrite_study_doc
 
     for path in [*draw_readme_figures(), *draw_study_figures()]:
         print(path.relative_to(repo_root()))

@@ -161,7 +161,7 @@ def beside_trlx(case: Any, python: str, out: Path) -> dict[str, Any]:
     from rlhf_helpers.show.bench_figures import beside_trlx_plot
     from rlhf_helpers.show.plot_style import save_figure
 
-    from .bench import _header
+    from .bench import header_of
 
     if not case.shape:
         raise ConfigError("--beside-trlx goes with --shape.")
@@ -182,7 +182,7 @@ def beside_trlx(case: Any, python: str, out: Path) -> dict[str, Any]:
                     interpreter = python if engine == "trlx" else sys.executable
                     found[engine].append(_in_process(interpreter, given, place))
                     progress.update()
-    result = _header(case) | {"engines": found, **compared(found)}
+    result = header_of(case) | {"engines": found, **compared(found)}
     result["command"] += " --beside-trlx trlx-env/bin/python"
     result["device"] = device_report() | {"threads": case.threads or 1}
     atomic_write_json(out / f"{case.shape}_beside_trlx.json", result)

@@ -1,0 +1,14 @@
+"""Running, opening and keeping the notebooks: the only room that knows that they exist.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "opening": ["start"],
+        "setup_facts": ["setup_report"],
+        "doctor": ["examine", "table_rows"],
+        "costs": ["known_costs"],
+    },
+)

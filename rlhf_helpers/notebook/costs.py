@@ -9,14 +9,13 @@ from typing import Any
 
 import nbformat
 
+from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.files import (
     MissingRunFileError,
     atomic_write_text,
     read_json,
     reference_run_dir,
 )
-
-from .watch import clock
 
 # The machine of each profile, as the header's columns name it.
 MACHINES = {"cpu": "2 CPU cores", "t4": "T4, 16 GB", "seed": "A100, 40 GB"}
@@ -49,7 +48,7 @@ def cost_table(notebook: str) -> str:
 def _cost(notebook: str, profile: str) -> tuple[str, str]:
     for row in known_costs(profile):
         if row["name"] == notebook:
-            return clock(row["seconds"]), f"{row['peak_rss_bytes'] / 1e9:.1f} GB"
+            return duration(row["seconds"]), f"{row['peak_rss_bytes'] / 1e9:.1f} GB"
     return NOT_MEASURED, NOT_MEASURED
 
 

@@ -27,12 +27,13 @@ from rlhf_helpers.config.trl_config import (
     resolve_run_dir,
     save_config,
 )
+from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.files import RunDir, writing_to
 from rlhf_helpers.runs.lock import only_run_in
 from rlhf_helpers.runs.manifest import record_notebook, write_manifest
 
 from .kernels import InterpreterKernelManager
-from .watch import CellNumbers, NotebookWatch, TimeEstimate, clock
+from .watch import CellNumbers, NotebookWatch, TimeEstimate
 
 EXECUTED, FAILED, INTERRUPTED = "executed", "failed", "interrupted"
 
@@ -161,7 +162,7 @@ def _run_notebook(
         )
     estimate.finish(path.stem, seconds)
     peak = f"{watch.peak_rss_bytes / 1e9:.2f} GB"
-    print(f"    done in {clock(seconds)}, peak memory {peak}", flush=True)
+    print(f"    done in {duration(seconds)}, peak memory {peak}", flush=True)
     return NotebookResult(path.stem, seconds, watch.peak_rss_bytes)
 
 
@@ -267,4 +268,4 @@ def execute_in_place(paths: list[Path]) -> None:
         # The patch version of whoever executed it would change this file for nothing.
         notebook.metadata["language_info"] = {"name": "python"}
         atomic_write_text(path, nbformat.writes(notebook) + "\n")
-        print(f"{path.name} executed in {clock(time.monotonic() - started)}", flush=True)
+        print(f"{path.name} executed in {duration(time.monotonic() - started)}", flush=True)

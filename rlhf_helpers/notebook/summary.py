@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.files import RunDir, read_json, read_jsonl
-
-from .watch import clock
 
 WIDTH = 96
 
@@ -93,9 +92,9 @@ def costs(run: RunDir) -> str:
     for row in rows:
         note = "" if row["status"] == "executed" else f"  {row['status']}"
         peak = f"{row['peak_rss_bytes'] / 1e9:.2f} GB"
-        lines.append(f"{row['name']:36}{clock(row['seconds']):>8}{peak:>14}{note}")
+        lines.append(f"{row['name']:36}{duration(row['seconds']):>8}{peak:>14}{note}")
     peak = f"{max(row['peak_rss_bytes'] for row in rows) / 1e9:.2f} GB"
-    lines.append(f"{'all':36}{clock(sum(row['seconds'] for row in rows)):>8}{peak:>14}")
+    lines.append(f"{'all':36}{duration(sum(row['seconds'] for row in rows)):>8}{peak:>14}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a notebook runs without Jupyter: its lines, a clock, its memory."""
+"""What a person sees while a notebook runs without Jupyter: its lines, a its memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,13 @@ from typing import TextIO
 import nbformat
 import psutil
 
+from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.files import MissingRunFileError, RunDir, read_json, reference_run_dir
 
 SAMPLE_SECONDS = 0.25
 QUIET_SECONDS = 10.0  # after which a line says that the notebook still runs
 SAVING_SECONDS = 15.0  # that a notebook has to save its work when the run is interrupted
 INDENT = "    "
-
-
-def clock(seconds: float) -> str:
-    """65 -> "1:05"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class TimeEstimate:
@@ -74,7 +68,7 @@ class TimeEstimate:
         """What to say about time when a notebook starts."""
         place = f" · notebook {self.names.index(name) + 1}/{len(self.names)}"
         left = self.seconds_left(name, 0.0)
-        return place if left is None else f"{place} · about {clock(left)} left in all"
+        return place if left is None else f"{place} · about {duration(left)} left in all"
 
 
 class CellNumbers:
@@ -209,9 +203,9 @@ class NotebookWatch:
     def _say_alive(self) -> None:
         elapsed = time.monotonic() - self._started
         left = self.estimate.seconds_left(self.name, elapsed)
-        ending = "" if left is None else f" · about {clock(left)} left in all"
+        ending = "" if left is None else f" · about {duration(left)} left in all"
         newline = "" if self._at_line_start else "\n"
-        self.write(f"{newline}… {self.name}{self.where()} · {clock(elapsed)}{ending}\n")
+        self.write(f"{newline}… {self.name}{self.where()} · {duration(elapsed)}{ending}\n")
 
 
 def resident_bytes(processes: Iterable[psutil.Process]) -> int:

@@ -1,0 +1,17 @@
+"""From text to a number: the sentiment classifier, the independent judge, a profile's task.
+
+A reward is a plain Python function of texts. This room does not know the policy that wrote them,
+nor how it learns.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "reward": ["RewardError", "sentiment_reward"],
+        "judge": ["judge_by_name"],
+        "task": ["post_prompts", "task_prompts", "task_reward"],
+        "check": ["accuracy", "is_right", "reliability_rows", "reward_check", "surest_errors"],
+    },
+)

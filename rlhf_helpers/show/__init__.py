@@ -1,0 +1,24 @@
+"""What a reader looks at: tables and figures, drawn from files.
+
+Nothing here computes a result or imports torch: numbers come from the files of a run, or as
+arguments.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "tables": ["Table", "wrapped"],
+        "samples_table": ["SamplesTable"],
+        "plot_style": ["save_figure"],
+        "figures": [
+            "LiveCurves", "lora_count_plot", "memory_bar", "paired_change_plot", "reward_curve",
+            "reward_histogram", "series", "training_curves",
+        ],
+        "lesson_figures": ["clipping_plot"],
+        "run_figures": ["headline_figure", "semantics_figure"],
+        "study_figures": ["course_figure", "frontier_figure", "judge_figure"],
+        "results_tables": ["finished_runs", "runs_by_semantics", "semantics_rows"],
+    },
+)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.trl_config import repo_root
-from rlhf_helpers.notebook.watch import clock
+from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.files import atomic_write_text, read_json
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
@@ -121,11 +121,11 @@ def costs_table(profile: str = "cpu") -> str:
     rows = manifest["notebooks"]
     lines = ["<!-- run costs -->", "| notebook | minutes:seconds | peak memory |", "|---|---|---|"]
     lines += [
-        f"| {row['name']} | {clock(row['seconds'])} | {row['peak_rss_bytes'] / 1e9:.1f} GB |"
+        f"| {row['name']} | {duration(row['seconds'])} | {row['peak_rss_bytes'] / 1e9:.1f} GB |"
         for row in rows
     ]
     total, peak = sum(r["seconds"] for r in rows), max(r["peak_rss_bytes"] for r in rows)
-    lines.append(f"| **all five** | **{clock(total)}** | **{peak / 1e9:.1f} GB** |")
+    lines.append(f"| **all five** | **{duration(total)}** | **{peak / 1e9:.1f} GB** |")
     return "\n".join([*lines, "<!-- /run costs -->"])
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
 from rlhf_helpers.config.trl_config import TRLConfig
-from rlhf_helpers.lab.sweep import report
 from rlhf_helpers.runs.files import append_jsonl, atomic_write_text, fsync, write_jsonl
 
 from .processes import Processes
-from .tracking import Trackers
+
+SWEEP_TRIAL = "RLHF_SWEEP_TRIAL"  # set in the process of a sweep's trial (studies/sweep.py)
 
 
 class TrainingLog:
@@ -86,7 +88,7 @@ class TrainingLog:
         self.lines["metrics"] += 1
         if self.trackers is not None:
             self.trackers.log(stats, step)
-        report(record)
+        report_to_sweep(record)
         if self.callback is not None:
             self.callback(record)
 
@@ -110,3 +112,42 @@ class TrainingLog:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
         self.lines["eval_samples"] += len(records)
+
+
+def report_to_sweep(metrics: dict[str, float]) -> None:
+    """Hand the metrics of an evaluation to Ray Tune where this process is a trial of a sweep."""
+    if os.environ.get(SWEEP_TRIAL) and "reward/mean" in metrics:
+        from ray import tune
+
+        tune.report(dict(metrics))
+
+
+class Trackers:
+    """The tracker that `train.tracker` names, through accelerate's own classes, or none."""
+
+    def __init__(self, config: TRLConfig):
+        """Start it. The tracker's own package must be installed (validate_config checks)."""
+        train = config.train
+        self._tracker = None
+        if train.tracker is None:
+            return
+        kwargs = {}
+        if train.tracker == "tensorboard":
+            kwargs["logging_dir"] = train.logging_dir or str(Path(train.checkpoint_dir) / "logs")
+        if train.tracker == "wandb":
+            kwargs = {"entity": train.entity_name, "group": train.group_name, "tags": train.tags}
+        self._tracker = LOGGER_TYPE_TO_CLASS[train.tracker](train.project_name, **kwargs)
+        if hasattr(self._tracker, "start"):
+            self._tracker.start()
+        if train.tracker != "tensorboard":  # it takes flat hyper-parameters only
+            self._tracker.store_init_configuration(config.to_dict())
+
+    def log(self, stats: dict[str, float], step: int) -> None:
+        """Pass one line of metrics on."""
+        if self._tracker is not None:
+            self._tracker.log(stats, step=step)
+
+    def close(self) -> None:
+        """Finish writing."""
+        if self._tracker is not None:
+            self._tracker.finish()

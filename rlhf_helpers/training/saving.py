@@ -7,9 +7,14 @@ import time
 from pathlib import Path
 
 from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.runs.checkpoint import (
+    check_same_config,
+    checkpoint_name,
+    load_newest,
+    save_checkpoint,
+)
 from rlhf_helpers.runs.files import atomic_write_text, written_together
 
-from .checkpoint import check_same_config, checkpoint_name, load_newest, save_checkpoint
 from .state import restore, state_of
 
 CHECKPOINT_SECONDS = 60.0

@@ -7,7 +7,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 
 from rlhf_helpers.config.trl_config import ConfigError, load_profile
 from rlhf_helpers.notebook import costs as notebook_costs
-from rlhf_helpers.notebook.start import start
+from rlhf_helpers.notebook.opening import start
 from rlhf_helpers.rewards.check import accuracy, is_right, reliability_rows, surest_errors
 from rlhf_helpers.runs import files as run_files
 from rlhf_helpers.runs.files import MissingRunFileError, atomic_write_json

@@ -15,10 +15,11 @@ import pytest
 from tiny_notebooks import write_notebook
 
 from rlhf_helpers.config.trl_config import ConfigError, load_profile, repo_root
+from rlhf_helpers.environment import added_environment
 from rlhf_helpers.notebook import pipeline
-from rlhf_helpers.notebook.kernels import kernel_environment
 from rlhf_helpers.notebook.pipeline import PipelineError, notebook_paths, run_pipeline
-from rlhf_helpers.notebook.watch import CellNumbers, NotebookWatch, TimeEstimate, clock
+from rlhf_helpers.notebook.watch import CellNumbers, NotebookWatch, TimeEstimate
+from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.files import RunDir, atomic_write_json, read_json
 from rlhf_helpers.runs.lock import only_run_in
 
@@ -219,7 +220,7 @@ def _wait_for_text(path: Path, process: subprocess.Popen, seconds: float = 120) 
 def test_what_the_user_has_set_stays_in_the_kernels_environment(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    added = kernel_environment(Path("/repository"))
+    added = added_environment(Path("/repository"))
     assert "OMP_WAIT_POLICY" not in added
     assert added["PYTHONPATH"] == os.pathsep.join(["/repository", "/elsewhere"])
 
@@ -265,8 +266,8 @@ def test_without_an_earlier_run_of_all_notebooks_there_is_no_estimate(tmp_path):
 @pytest.mark.parametrize(
     "seconds, text", [(0, "0:00"), (65, "1:05"), (59.6, "1:00"), (3661, "1:01:01")]
 )
-def test_clock(seconds, text):
-    assert clock(seconds) == text
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_lines_of_a_notebook_are_indented_once_however_they_arrive():

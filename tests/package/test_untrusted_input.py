@@ -15,7 +15,7 @@ from tiny_runs import model_dir, run_config
 
 import rlhf_helpers
 from rlhf_helpers.models.loading import load_policy
-from rlhf_helpers.training.checkpoint import HASHES, STATE, load_newest, save_checkpoint
+from rlhf_helpers.runs.checkpoint import HASHES, STATE, load_newest, save_checkpoint
 
 PACKAGE = Path(rlhf_helpers.__file__).parent
 

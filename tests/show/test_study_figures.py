@@ -11,7 +11,6 @@ from tiny_runs import letter_reward, policy_with_lora, run_config
 from rlhf_helpers.__main__ import main
 from rlhf_helpers.config.trl_config import Profile, TRLConfig, load_profile, save_config
 from rlhf_helpers.evaluation.evaluate_run import evaluation_path, write_judge_course
-from rlhf_helpers.lab import study_report
 from rlhf_helpers.runs.files import RunDir, read_json, write_jsonl
 from rlhf_helpers.show.study_figures import (
     ablation_figure,
@@ -21,6 +20,7 @@ from rlhf_helpers.show.study_figures import (
     judge_figure,
     read_table,
 )
+from rlhf_helpers.studies import report as study_report
 
 
 def row(name, kind="ppo", seed=1, reward=0.8, judge=0.7, kl=5.0, **more):

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from rlhf_helpers.config.trl_config import ConfigError
-from rlhf_helpers.lab import sweep
+from rlhf_helpers.studies import sweep
+from rlhf_helpers.training import log
 
 DOCS = Path(__file__).parents[2] / "docs"
 needs_ray = pytest.mark.skipif(
@@ -61,9 +62,9 @@ def test_a_script_without_main_is_an_error(tmp_path):
 
 
 def test_nothing_is_reported_outside_a_sweep(monkeypatch):
-    monkeypatch.delenv(sweep.TRIAL, raising=False)
+    monkeypatch.delenv(log.SWEEP_TRIAL, raising=False)
     monkeypatch.setattr(sweep, "ray_tune", lambda: pytest.fail("Ray was asked for"))
-    sweep.report({"reward/mean": 1.0})
+    log.report_to_sweep({"reward/mean": 1.0})
 
 
 @needs_ray

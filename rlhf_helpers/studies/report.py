@@ -17,8 +17,8 @@ from rlhf_helpers.evaluation.evaluate_run import evaluation_path
 from rlhf_helpers.runs.files import atomic_write_text, read_json, read_jsonl, reference_run_dir
 from rlhf_helpers.show.study_figures import Group, groups_of, kl_of, read_table
 
+from .plan import load_plan
 from .study import refresh
-from .study_plan import load_plan
 
 # The panels of the ablation figure: what stands on the axis, in order.
 PANELS = {

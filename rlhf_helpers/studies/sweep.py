@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.training.log import SWEEP_TRIAL
 
-TRIAL = "RLHF_SWEEP_TRIAL"  # set in a trial's process: every line of metrics goes to Ray
 # Names in trlX's files and how many values each takes; all but `grid` are Ray's own.
 STRATEGIES = {
     "uniform": {2}, "quniform": {3}, "loguniform": {2, 3}, "qloguniform": {3, 4}, "randn": {2},
@@ -90,7 +90,7 @@ def search_space(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def run_trial(hparams: dict[str, Any], script: str, out: str) -> None:
     """One trial, in a process of its own and a directory of its own under `out`."""
-    os.environ[TRIAL] = "1"
+    os.environ[SWEEP_TRIAL] = "1"
     os.environ["RLHF_QUIET_PROGRESS"] = "1"
     directory = Path(out) / ray_tune().get_context().get_trial_id()
     load_main(script)({**hparams, "train.checkpoint_dir": str(directory)})
@@ -106,12 +106,6 @@ def load_main(script: str | Path):
     if not hasattr(module, "main"):
         raise ConfigError(f"{script} has no main(hparams), which a sweep calls for each trial.")
     return module.main
-
-
-def report(metrics: dict[str, float]) -> None:
-    """Hand the metrics of an evaluation to Ray where this process is a trial of a sweep."""
-    if os.environ.get(TRIAL) and "reward/mean" in metrics:
-        ray_tune().report(dict(metrics))
 
 
 def run_sweep(

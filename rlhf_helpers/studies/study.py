@@ -41,7 +41,7 @@ from rlhf_helpers.runs.files import (
 )
 from rlhf_helpers.runs.manifest import library_versions
 
-from .study_plan import TRAINED_KINDS, Plan, Row, load_plan
+from .plan import TRAINED_KINDS, Plan, Row, load_plan
 
 # What the table says of each row's evaluation, in this order.
 MEASURES = (
@@ -63,7 +63,7 @@ COURSE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("plan", help="the plan, a YAML file; see rlhf_helpers/lab/study_plan.py")
+    parser.add_argument("plan", help="the plan, a YAML file; see rlhf_helpers/studies/plan.py")
     parser.add_argument("--out", help="where tables go (figures/study/<the plan's name>)")
     parser.add_argument("--only", metavar="TEXT", help="only rows whose name has this in it")
     parser.add_argument("--first", metavar="N", type=int, help="only the plan's first N rows")
@@ -214,8 +214,9 @@ class Bench:
         """Sample records of the row's policy, and what else is known of it."""
         if row.kind in TRAINED_KINDS:
             return self._trained(row, settings)
-        from rlhf_helpers.lab import study_baselines as baselines
         from rlhf_helpers.models.loading import load_policy
+
+        from . import baselines
 
         prompts = self.prompts[: row.n_prompts]
         policy = load_policy(settings.config)
