@@ -3,6 +3,9 @@
 One test for each line of the table in docs/coming_from_trlx.md.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,6 +52,32 @@ def kept_by(trainer, ids, rows):
     return semantics_page.sequences_of(
         trainer.semantics, trainer.tokenizer, ids, torch.ones_like(ids), rows, texts.outputs
     )
+
+
+# --- the page and the table --------------------------------------------------------------------
+
+
+def test_the_page_and_the_table_have_the_same_rows_in_the_same_order():
+    page = Path(semantics_page.__file__).read_text(encoding="utf-8")
+    table = (Path(__file__).parents[2] / "docs" / "coming_from_trlx.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+\. [^|]+?) \|", table, re.MULTILINE)
+    titles = re.findall(r"^    # (\d+\. [^:]+):", page, re.MULTILINE)
+    assert len(rows) == 11
+    assert titles == [*rows, *rows]  # once for trlX, once for its correction
+
+
+def test_both_semantics_answer_the_same_questions():
+    answers = [[name for name in vars(cls) if not name.startswith("__")]
+               for cls in (semantics_page.TrlxSemantics, semantics_page.CorrectedSemantics)]  # fmt: skip
+    assert answers[0] == answers[1]
+
+
+def test_no_other_module_asks_which_semantics_is_at_work():
+    package = Path(semantics_page.__file__).parents[1]
+    question = re.compile(r"""semantics"?\]? *[!=]=|[!=]= *["']corrected""")
+    asking = [p.name for p in package.rglob("*.py") if question.search(p.read_text("utf-8"))]
+    # Where a further seed is kept depends on whether it has its profile's semantics.
+    assert asking == ["committed_runs.py"]
 
 
 # --- text and tokens -------------------------------------------------------------------------
