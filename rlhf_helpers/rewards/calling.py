@@ -10,6 +10,8 @@ from typing import Any
 def tokenizer_keyword(reward_fn: Callable[..., Any], tokenizer: Any) -> dict[str, Any]:
     """{"tokenizer": tokenizer} for a function that takes it, as in trlX after 0.7.0, else {}.
 
+    Look once, when the function is known, and give the keyword with every call.
+
     It is taken by a parameter named `tokenizer`, unless that has a value already (a default or
     functools.partial's), or by **kwargs. A wrapper of the form (*args, **kwargs) passes on what it
     gets to a function that cannot be seen, and gets none; functools.wraps shows the function.

@@ -321,6 +321,7 @@ def test_summarize_rlhf(tmp_path):
     assert {row["prompt"].strip() for row in rows} == set(posts[:5])
 
 
+@pytest.mark.xfail(strict=True, reason="RewardCaller does not use rewards/calling.py yet")
 def test_ppo_dense_sentiments(tmp_path):
     """After 0.7.0: the reward function gets the tokenizer, and gives a reward to each token."""
     tokenizers = set()
