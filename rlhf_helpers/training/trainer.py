@@ -151,7 +151,9 @@ class PPOTrainer:
         self.batch_size = self.processes.share(train.batch_size, "train.batch_size")
         self.num_rollouts = self.processes.share(method.num_rollouts, "method.num_rollouts")
         self.kl_ctl = kl_controller(method.init_kl_coef, method.target, method.horizon)
-        self.reward = RewardCaller(reward_fn, train.reward_timeout_seconds, train.reward_retries)
+        self.reward = RewardCaller(
+            reward_fn, train.reward_timeout_seconds, train.reward_retries, self.tokenizer
+        )
         self.generator = torch.Generator().manual_seed(train.seed)  # order of the minibatches
         self.store: RolloutStore | None = None
         self.plan: list[list[int]] = []  # the minibatch of each optimizer step of this iteration
@@ -334,7 +336,7 @@ class PPOTrainer:
         epochs = self.config.method.ppo_epochs
         return self.semantics.plan(len(self.store), self.batch_size, epochs, self.generator)
 
-    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor | float]:
         """One gradient step on the rollouts with these indices; statistics stay on the device."""
         batch = self.minibatch(indices)
         self.policy.set_dropout(active=True)
@@ -349,9 +351,9 @@ class PPOTrainer:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
-        stats["learning_rate_group_0"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
-        stats["time/forward"] = torch.tensor(forward - started)
-        stats["time/backward"] = torch.tensor(backward - forward)
+        stats["learning_rate_group_0"] = self.optimizer.param_groups[0]["lr"]
+        stats["time/forward"] = forward - started
+        stats["time/backward"] = backward - forward
         return stats
 
     def minibatch(self, indices: Sequence[int]) -> Minibatch:
