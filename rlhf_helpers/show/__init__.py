@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "LiveCurves", "lora_count_plot", "memory_bar", "paired_change_plot", "reward_curve",
             "reward_histogram", "series", "training_curves",
         ],
+        "diagrams": ["draw_diagrams"],
         "lesson_figures": ["clipping_plot"],
         "run_figures": ["headline_figure", "semantics_figure"],
         "study_figures": ["course_figure", "frontier_figure", "judge_figure"],
