@@ -66,6 +66,7 @@ def notebook_paths(names: list[str] | None = None, folder: Path | None = None) -
     for name in names:
         stem = Path(name).stem
         found = [p for p in everything if p.stem == stem or p.stem.split("_")[0] == stem]
+        found += (folder / "exercises").glob(f"{stem}.ipynb")  # by the whole name alone
         if not found:
             known = ", ".join(p.stem for p in everything)
             raise ConfigError(f"Notebook {name!r} does not exist: choose from {known}.")

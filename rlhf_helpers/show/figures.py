@@ -32,6 +32,7 @@ from .plot_style import (
     PARTS,
     RED,
     new_figure,
+    projected,
     save_figure,
     styled,
 )
@@ -194,7 +195,7 @@ class LiveCurves:
 # --- before and after -----------------------------------------------------------------------
 
 
-@styled
+@projected
 def reward_histogram(before: Samples, after: Samples | None = None) -> Figure:
     """How the reward of the held-out samples is distributed, before and after."""
     figure = new_figure(height=3.2)
