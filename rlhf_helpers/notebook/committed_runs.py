@@ -45,6 +45,8 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
     if not_done:
         raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
     sources += [path for pattern in KEPT_IF_THERE for path in sorted(run.path.glob(pattern))]
+    if run.eval_samples.exists() and not as_seed:
+        sources.append(run.eval_samples)  # the texts on the way, which notebook 04 shows
     profile = load_profile(run.path)
     figures = figures or repo_root() / "figures"
     semantics = profile.config.method.semantics
