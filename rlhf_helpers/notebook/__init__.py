@@ -12,6 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
         "costs": ["known_costs"],
-        "try_it": ["try_it"],
+        "fields": ["try_it"],
     },
 )

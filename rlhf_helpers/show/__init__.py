@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "samples_table": ["SamplesTable"],
         "plot_style": ["save_figure"],
         "figures": [
-            "LiveCurves", "lora_count_plot", "memory_bar", "paired_change_plot", "reward_curve",
+            "LiveCurves", "memory_bar", "paired_change_plot", "reward_curve",
             "reward_histogram", "series", "training_curves",
         ],
         "diagrams": ["draw_diagrams"],
