@@ -227,8 +227,8 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
     assert kept == tmp_path / "figures" / "reference_runs" / "smoke"
     assert sorted(path.name for path in kept.iterdir()) == [
         "after_samples.jsonl", "baseline_samples.jsonl", "config.yml", "eval_samples.jsonl",
-        "evaluation.json", "lora_report.json", "manifest.json", "metrics.jsonl", "policy", "reward_check.jsonl",
-        "setup.json",
+        "evaluation.json", "lora_report.json", "manifest.json", "metrics.jsonl", "policy",
+        "reward_check.jsonl", "setup.json",
     ]  # fmt: skip
     assert [path.name for path in (kept / "policy").iterdir()] == ["file"]
     (kept / "stale").touch()
