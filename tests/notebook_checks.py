@@ -67,7 +67,8 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-    r"(?<![.\w])(?:sample|write|assess|three_texts|reward_fn|score|try_it|examine|available_bytes)\("
+    r"(?<![.\w])(?:sample|write_texts|assess|three_texts|reward_fn|score|try_it|examine|"
+    r"available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )
 MEDIAN_LINES, LONGEST_CELL = 8, 40
