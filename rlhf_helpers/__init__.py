@@ -16,6 +16,9 @@ _PUBLIC = {
         "TRLConfig", "TokenizerConfig", "TrainConfig", "default_ppo_config", "load_profile",
     ),
     "models.loading": ("load_policy", "load_trained_policy"),
+    "making.reward_model": ("RewardModelConfig", "train_reward_model"),
+    "rewards.learned": ("load_reward_model",),
+    "rewards.preferences": ("load_pairs",),
     "rewards.reward": ("RewardError", "sentiment_reward"),
     "training.trainer": ("train",),
 }  # fmt: skip

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 SUMS = "SHA256SUMS"
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz",
+                   "*/*.jsonl.gz")  # fmt: skip
 HUB_MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 HELD_OUT_BUCKET = 0
