@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "opening": ["start"],
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
+        "labelling": ["label_pairs"],
         "costs": ["known_costs"],
     },
 )

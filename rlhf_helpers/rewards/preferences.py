@@ -88,6 +88,15 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     return found
 
 
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Every line of a file as it stands there, ties too; ConfigError as in `read_pairs`."""
+    found = []
+    for where, line in _lines(Path(path)):
+        _pair(line, where)
+        found.append(line)
+    return found
+
+
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line that is not empty as (where it stands, its JSON object)."""
     opened = gzip.open if path.suffix == ".gz" else open
@@ -117,6 +126,8 @@ def _object(text: str, where: str) -> dict[str, Any]:
 def _pair(line: dict[str, Any], where: str) -> Pair | None:
     """The pair of a line; None where nobody can learn from it."""
     if "tie" in line:
+        if not isinstance(line["tie"], list) or len(line["tie"]) != 2:
+            raise ConfigError(f"{where}: tie is {shown(line['tie'])}; give a list of two texts.")
         return None
     fields = ("chosen", "rejected") if "prompt" not in line else ("prompt", "chosen", "rejected")
     for field in fields:

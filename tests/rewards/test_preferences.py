@@ -59,6 +59,7 @@ GOOD = {"prompt": "p", "chosen": "x", "rejected": "y"}
         ({"prompt": "p", "chosen": 4, "rejected": "y"}, "line 3: chosen is 4"),
         ({"prompt": None, "chosen": "x", "rejected": "y"}, "line 3: prompt is None"),
         ({"prompt": "p", "chosen": "x", "rejected": "x"}, "line 3: chosen and rejected are the sa"),
+        ({"prompt": "p", "tie": "x"}, "line 3: tie is 'x'"),
         ({"chosen": "Hello", "rejected": "Help"}, "line 3: there is no prompt"),
         ("[" * 100_000, "line 3 is no JSON"),
     ],
