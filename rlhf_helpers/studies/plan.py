@@ -16,6 +16,15 @@
         n: [2, 4, 8]          # a row of the table for each
 
 Anything that is left out has the value shown above, rows aside.
+
+Three kinds learn from preferences, of which the plan then says where they come from (the defaults
+are those of PREFERENCES below; see preferences.py):
+
+    preferences: {pairs: 4096, heldout: 1024, temperature: 0.5, random_share: 0.1}
+    rows:
+      - {name: "1,024 pairs", kind: ppo-learned, pairs: 1024}  # PPO against a reward model
+      - {name: best of, kind: best-of-n-learned, pairs: 1024}  # the reward model chooses
+      - {name: DPO, kind: dpo, pairs: 1024}                    # no reward model at all
 """
 
 from __future__ import annotations
@@ -27,7 +36,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.checks import closest, entries, integer, mapping, text, wrong
+from rlhf_helpers.config.checks import (
+    closest,
+    entries,
+    integer,
+    mapping,
+    number,
+    text,
+    text_list,
+    wrong,
+)
 from rlhf_helpers.config.files import read_yaml
 from rlhf_helpers.config.trl_config import ConfigError, Profile, load_profile
 
@@ -37,14 +55,45 @@ TRAINED_KINDS: dict[str, dict[str, Any]] = {
     "ppo-corrected": {"method.name": "PPOConfig", "method.semantics": "corrected"},
     "rloo": {"method.name": "RLOOConfig", "method.semantics": "corrected"},
     "grpo": {"method.name": "GRPOConfig", "method.semantics": "corrected"},
+    "ppo-learned": {"method.name": "PPOConfig", "method.semantics": "corrected"},
 }
 # What the kinds without reinforcement learning need of a row, with defaults.
 BASELINE_OPTIONS: dict[str, dict[str, Any]] = {
     "best-of-n": {"n": [2, 4, 8, 16, 32, 64]},
     "sft": {"steps": 200, "batch_size": 32, "learning_rate": 1e-3},
     "positive-prompt": {"prefix": "This is a wonderful movie and I loved it."},
+    "ppo-learned": {"pairs": 1024},
+    "best-of-n-learned": {"n": [2, 4, 8, 16, 32, 64], "pairs": 1024},
+    "dpo": {"pairs": 1024, "beta": 0.1, "steps": 120, "batch_size": 32, "learning_rate": 1e-3},
 }
-KINDS = (*TRAINED_KINDS, *BASELINE_OPTIONS)
+KINDS = tuple(dict.fromkeys((*TRAINED_KINDS, *BASELINE_OPTIONS)))
+LEARNED_KINDS = ("ppo-learned", "best-of-n-learned", "dpo")
+
+
+def _numbers(path: str, value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise wrong(path, value, "give a list of whole numbers")
+    return [integer(0, 2**31)(path, item) for item in value]
+
+
+# Where preferences come from: defaults, and what may be given.
+PREFERENCES: dict[str, Any] = {
+    "pairs": 4096, "heldout": 1024, "seed": 0,
+    "fluency_weight": 0.0, "temperature": 0.5, "random_share": 0.1,
+    "sizes": [], "seeds": [], "reward_model": {}, "adapters": [],
+}  # fmt: skip
+_PREFERENCE_CHECKS = {
+    "pairs": integer(2, 10_000_000),  # of which rows and reward models take their share
+    "heldout": integer(2, 1_000_000),  # further ones, on which reward models are measured
+    "seed": integer(0, 2**31),  # of prompts, texts and answers
+    "fluency_weight": number(0.0, 100.0),  # 0: the annotator wants sentiment alone
+    "temperature": number(0.0, 1000.0), "random_share": number(0.0, 1.0),  # of the answers
+    "sizes": _numbers, "seeds": _numbers,  # reward models to make beside those of rows
+    "reward_model": mapping,  # fields of RewardModelConfig
+    "adapters": text_list,  # names of rows whose policy and reward model are kept
+}  # fmt: skip
+# What says which reward models are made and kept, but not what they are.
+NOT_THE_PREFERENCES = ("sizes", "seeds", "adapters")
 ROW_KEYS = ("name", "kind", "panel", "seeds", "set", "n_prompts")
 
 
@@ -72,10 +121,13 @@ class Plan:
     n_prompts: int
     interval_prompts: int
     rows: list[Row]
+    preferences: dict[str, Any] = field(default_factory=lambda: dict(PREFERENCES))
 
     def settings(self, row: Row, run_dir: str | Path | None = None) -> Profile:
         """The complete configuration of a row."""
         changes = {**TRAINED_KINDS.get(row.kind, {}), **row.set}
+        if row.kind in LEARNED_KINDS:
+            changes["method.semantics"] = "corrected"
         return load_profile(self.profile, changes, seed=row.seed, run_dir=run_dir)
 
 
@@ -84,9 +136,9 @@ def load_plan(path: str | Path) -> Plan:
     data = read_yaml(path)
     checks = {"profile": text, "evaluation_seed": integer(0, 2**31), "set": mapping,
               "n_prompts": integer(2, 1_000_000), "interval_prompts": integer(1, 100_000),
-              "rows": _row_list}  # fmt: skip
+              "rows": _row_list, "preferences": _preferences}  # fmt: skip
     defaults = {"profile": "study", "evaluation_seed": 1000, "n_prompts": 1000,
-                "interval_prompts": 64, "set": {}}  # fmt: skip
+                "interval_prompts": 64, "set": {}, "preferences": {}}  # fmt: skip
     values = entries("the plan", {**defaults, **data}, checks)
     if "rows" not in values:
         raise ConfigError(f"rows is missing in {path}: list the runs of the study.")
@@ -100,6 +152,10 @@ def load_plan(path: str | Path) -> Plan:
     plan = Plan(Path(path).stem, rows=rows, **values)
     _check_rows(plan)
     return plan
+
+
+def _preferences(path: str, value: Any) -> dict[str, Any]:
+    return {**PREFERENCES, **entries(path, value, _PREFERENCE_CHECKS)}
 
 
 def _row_list(path: str, value: Any) -> list:
@@ -142,14 +198,16 @@ def _rows(path: str, entry: Any, shared: Mapping[str, Any], n_prompts: int) -> l
 
 
 def _each_n(row: Row) -> list[Row]:
-    if row.kind != "best-of-n":
+    if "n" not in row.options:
         return [row]
     numbers = row.options["n"]
     if not isinstance(numbers, list) or not all(isinstance(n, int) and n > 1 for n in numbers):
         raise wrong("n", numbers, "give a list of whole numbers above 1, such as [2, 4, 8]")
     # The candidates are drawn once, as many as the largest n asks for.
     return [
-        dataclasses.replace(row, name=f"{row.name} {n}", options={"n": n, "of": max(numbers)})
+        dataclasses.replace(
+            row, name=f"{row.name} {n}", options={**row.options, "n": n, "of": max(numbers)}
+        )
         for n in numbers
     ]
 
@@ -166,7 +224,21 @@ def _check_rows(plan: Plan) -> None:
             raise ConfigError(f"the row {row.name!r} with seed {row.seed} is in the plan twice: "
                               "give each row a name of its own.")  # fmt: skip
         seen.add(row.id)
+        _check_learned(plan, row)
         try:
             plan.settings(row)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from None
+
+
+def _check_learned(plan: Plan, row: Row) -> None:
+    """What the kinds that learn from preferences add: how many pairs, and DPO's numbers."""
+    if row.kind not in LEARNED_KINDS:
+        return
+    most = plan.preferences["pairs"]
+    checks = {"pairs": integer(2, most), "beta": number(above=0.0, high=1e4),
+              "steps": integer(1), "batch_size": integer(1),
+              "learning_rate": number(above=0.0, high=10.0)}  # fmt: skip
+    for name, check in checks.items():
+        if name in row.options:
+            check(f"{name} of row {row.name!r}", row.options[name])

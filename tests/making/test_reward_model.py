@@ -62,8 +62,7 @@ def test_it_learns_what_is_preferred_and_gives_a_reward_function(tmp_path, pooli
     assert about["heldout"]["accuracy"] > 0.8 and about["accuracy"] > 0.85
     assert about["history"][-1]["loss"] < about["history"][0]["loss"] < 1.5
     assert about["history"][-1]["heldout_accuracy"] == about["heldout"]["accuracy"]
-    better, worse = ([p.prompt + getattr(p, side) for p in heldout] for side in ("chosen",
-                                                                                "rejected"))  # fmt: skip
+    better, worse = [p.prompt + p.chosen for p in heldout], [p.prompt + p.rejected for p in heldout]
     right = np.array(reward_fn(samples=better)) > np.array(reward_fn(samples=worse))
     assert right.mean() == pytest.approx(about["heldout"]["accuracy"], abs=0.02)
 
@@ -202,10 +201,9 @@ def test_a_damaged_checkpoint_is_said(tmp_path):
 
 def test_the_seed_decides(tmp_path):
     pairs = pairs_of(12)
-    scores = [
-        train_reward_model(pairs, config_of(tmp_path, name=f"rm{i}", epochs=1, seed=s)).scores(["a"])
-        for i, s in enumerate((1, 1, 2))
-    ]
+    names = {"one": 1, "again": 1, "two": 2}
+    configs = [config_of(tmp_path, name=name, epochs=1, seed=s) for name, s in names.items()]
+    scores = [train_reward_model(pairs, config).scores(["a"]) for config in configs]
     assert scores[0] == scores[1] != scores[2]
 
 
@@ -222,7 +220,8 @@ def test_it_rewards_a_run_and_a_profile_names_it_by_path(tmp_path):
     texts = ["policy feedback", "data"]
     assert task_reward(profile)(samples=texts) == reward_fn(samples=texts)
     with pytest.raises(ConfigError, match="reward.text is 'output': leave it out"):
-        task_reward(Profile("tiny", run_config(tmp_path), assets, {}, {}, task | {"text": "output"}))
+        profile.reward["text"] = "output"
+        task_reward(profile)
     moved = reward_fn.save(tmp_path / "elsewhere")
     assert rlhf_helpers.load_reward_model(moved).scores(texts) == reward_fn.scores(texts)
 
