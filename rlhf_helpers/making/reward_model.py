@@ -52,6 +52,7 @@ from .kept_texts import KeptTexts
 from .train_reward import reliability
 
 CHECKPOINT = "checkpoint.pt"
+HISTORY_PAIRS = 256  # held-out pairs on which each epoch is measured; at the end all are taken
 # What may differ where a training goes on: it changes no number.
 NOT_THE_MODEL = ("directory", "checkpoint_seconds")
 
@@ -65,7 +66,7 @@ class RewardModelConfig:
 
     policy: TRLConfig
     directory: str = "reward_model"  # where its files go
-    num_layers_unfrozen: int | None = 3  # top layers with LoRA; None: as many as the policy's
+    num_layers_unfrozen: int | None = None  # top layers with LoRA; None: as many as the policy's
     pooling: str = "mean"  # what the head reads: the state at the "last" token, or the "mean"
     epochs: int = 4  # passes over the pairs
     batch_size: int = 32  # pairs
@@ -235,7 +236,8 @@ class Training:
     def _end_epoch(self) -> None:
         line = {"epoch": self.step // self.per_epoch, "loss": self.loss_sum / self.per_epoch}
         if self.n_heldout:
-            chosen, rejected = self._all_scores(range(self.n, self.n + self.n_heldout))
+            some = min(self.n_heldout, HISTORY_PAIRS)
+            chosen, rejected = self._all_scores(range(self.n, self.n + some))
             line["heldout_loss"] = bradley_terry_loss(chosen, rejected).item()
             line["heldout_accuracy"] = preference_accuracy(chosen, rejected).item()
         self.history.append(line)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_helpers.config.checks import wrong
-from rlhf_helpers.config.trl_config import Profile
+from rlhf_helpers.config.trl_config import Profile, resolve_run_dir
 from rlhf_helpers.data.assets import POST_EVAL_PROMPTS, find_asset, training_prompts
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ def task_reward(profile: Profile) -> Callable[..., list[float]]:
 
     Where `assets.reward` is the path of a reward model that was trained on preferences, it is
     that model's reward of the whole sample; ConfigError where the profile wants another text or
-    label of it.
+    label of it. As a run directory's, a relative path may also start at the repository's root.
     """
     from .learned import is_reward_model, load_reward_model
     from .reward import sentiment_reward
 
     name = profile.assets["reward"]
-    if not is_reward_model(name):
+    directory = next((d for d in (Path(name), resolve_run_dir(name)) if is_reward_model(d)), None)
+    if directory is None:
         return sentiment_reward(name, **profile.reward)
     for field, only in (("label", "POSITIVE"), ("text", "sample")):
         if profile.reward.get(field, only) != only:
@@ -49,4 +51,4 @@ def task_reward(profile: Profile) -> Callable[..., list[float]]:
                 f"leave it out, assets.reward ({name}) is a reward model that was trained on "
                 "preferences and reads whole samples",
             )  # fmt: skip
-    return load_reward_model(find_asset(name).path)
+    return load_reward_model(find_asset(str(directory)).path)

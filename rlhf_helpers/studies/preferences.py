@@ -128,7 +128,7 @@ class Preferences:
         prompts = [EvalPrompt(distinct[i], "pairs", first + k) for k, i in enumerate(order)]
         depends = [self.profile.assets, self.profile.config.method.gen_kwargs,
                    self.profile.config.train.seq_length, seed, n]  # fmt: skip
-        path = self.work / f"pairs-{digest(depends)}.jsonl"
+        path = self.work.parent / f"pairs-{digest(depends)}.jsonl"  # of any plan that needs them
         return draw_candidates(self.untuned, prompts, 2, self.profile, self.reward_fn, path)
 
     @property

@@ -1,6 +1,8 @@
 """Reward models from preferences, on tiny random models: learning, files, resuming, refusals."""
 
+import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +251,41 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path):
         config_of(tmp_path, pooling="first")
     with pytest.raises(ConfigError, match="learns by LoRA"):
         config_of(tmp_path, policy=run_config(tmp_path, model__delta_kwargs=None))
+
+
+def test_the_lines_in_the_profile_hh_run_on_small_files_of_its_format(tmp_path, monkeypatch):
+    """Read from the profile's own comment and run as they stand, but for model and sizes."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "Anthropic" / "hh-rlhf"
+    for split in ("train", "test"):
+        (root / "helpful-base").mkdir(parents=True, exist_ok=True)
+        lines = []
+        for i, pair in enumerate(pairs_of(8)):
+            turns = f"\n\nHuman: {pair.prompt} {i}\n\nAssistant:"
+            lines.append({"chosen": turns + pair.chosen, "rejected": turns + pair.rejected})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (root / "helpful-base" / f"{split}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    found = type("Found", (), {"path": root})
+    monkeypatch.setattr("rlhf_helpers.rewards.preferences.find_asset", lambda *_, **__: found)
+    path = str(model_dir(tmp_path, "opt"))
+    tiny = {"model.model_path": path, "model.num_layers_unfrozen": 2, "train.total_steps": 2,
+            "train.batch_size": 4, "train.seq_length": 60, "method.num_rollouts": 4,
+            "method.chunk_size": 4, "method.ppo_epochs": 1,
+            "method.gen_kwargs.max_new_tokens": 8}  # fmt: skip
+    load = rlhf_helpers.load_profile
+    monkeypatch.setattr("rlhf_helpers.rewards.task.resolve_run_dir", lambda path: tmp_path / path)
+
+    def load_tiny(name, run_dir):
+        return load(name, tiny, run_dir=tmp_path / run_dir)
+
+    monkeypatch.setattr(rlhf_helpers, "load_profile", load_tiny, raising=False)
+    page = (Path(rlhf_helpers.__file__).parent / "profiles" / "hh.yml").read_text("utf-8")
+    lines = [line.removeprefix("#     ") for line in page.splitlines() if line.startswith("#     ")]
+    names: dict = {}
+    exec("\n".join(lines), names)  # noqa: S102  (our own file)
+    assert len(names["pairs"]) == 8 and names["pairs"][0].prompt.endswith("Assistant:")
+    assert (tmp_path / "runs/hh/reward_model/reward_model.json").exists()
+    assert (tmp_path / "runs/hh/policy").is_dir()
+    profile = load("hh", tiny)
+    texts = [p.prompt + p.chosen for p in names["pairs"]]
+    assert task_reward(profile)(samples=texts) == names["reward_fn"](samples=texts)
