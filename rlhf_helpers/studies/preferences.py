@@ -59,6 +59,10 @@ class Preferences:
         self._models: dict[tuple[int, int], LearnedReward] = {}
         self._drawn: tuple[list[Pair], list[Pair], Gold, float] | None = None
 
+    def folder(self, row: Row) -> str:
+        """Where a row's run lies: another folder for other preferences, which no config names."""
+        return f"{row.id}-{digest([shared(self.plan), row.options])}"
+
     # --- pairs -----------------------------------------------------------------------------
 
     @property
@@ -254,8 +258,8 @@ class Preferences:
 
     def keep_adapters(self, out: Path) -> None:
         """adapters/<row>: the policy and the reward model of the rows that the plan names."""
-        for row in self.plan.rows:
-            policy = self.work / row.id / "policy"
+        for row in (row for row in self.plan.rows if row.kind in LEARNED_KINDS):
+            policy = self.work / self.folder(row) / "policy"
             if row.name not in self.settings["adapters"] or not policy.is_dir():
                 continue
             folders = {"policy": policy}

@@ -202,14 +202,15 @@ class Bench:
 
     def do(self, row: Row, out: Path) -> dict[str, Any]:
         """Train and evaluate one row, or sample a baseline; returns what its file holds."""
-        directory = self.work / row.id
+        learned = row.kind in LEARNED_KINDS
+        directory = self.work / (self.preferences.folder(row) if learned else row.id)
         settings = self.plan.settings(row, directory)
         before = self.before(settings, row.n_prompts)
         self._prepare(row)
         with time_spent(directory / "spent.json") as spent:
             after, extra = self._after(row, settings, directory)
         write_jsonl(directory / "after_samples.jsonl", after)
-        if row.kind in LEARNED_KINDS:
+        if learned:
             extra |= self.preferences.measured(row, before, after)
         result = {
             "id": row.id,
@@ -221,7 +222,7 @@ class Bench:
             **extra,
         }
         if row.kind in TRAINED_KINDS:
-            names = COURSE + (LEARNED_COURSE if row.kind in LEARNED_KINDS else ())
+            names = COURSE + (LEARNED_COURSE if learned else ())
             write_course(directory / "metrics.jsonl", out / "metrics" / f"{row.id}.csv", names)
         return result
 

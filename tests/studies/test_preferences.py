@@ -199,7 +199,8 @@ def check_gold_and_proxy(tmp_path, rows):
     (directory,) = work.glob("reward_models-*/12-s1")
     learned = preferences.train_reward_model.__globals__["load_reward_model"](directory)
     for row, folder in ((rows[1], "ppo-learned-s1"), (rows[3], "best-of-5-s1")):
-        samples = read_jsonl(work / folder / "after_samples.jsonl")
+        (path,) = work.glob(f"{folder}-*/after_samples.jsonl")
+        samples = read_jsonl(path)
         texts = [s["prompt"] + s["output"] for s in samples]
         assert float(row["gold"]) == pytest.approx(np.mean(letter_reward(texts)), rel=1e-4)
         assert float(row["proxy"]) == pytest.approx(learned.standardised(texts).mean(), abs=1e-4)
@@ -215,7 +216,8 @@ def test_ppo_climbs_the_reward_model_and_not_gold(tmp_path, small_world):
     plan = small_world([PPO], preferences=SMALL)
     bench = study.Bench(plan)
     result = bench.do(plan.rows[0], tmp_path / "out")
-    records = read_jsonl(tmp_path / "runs/study/plan/ppo-learned-s1/eval_samples.jsonl")
+    (path,) = (tmp_path / "runs/study/plan").glob("ppo-learned-s1-*/eval_samples.jsonl")
+    records = read_jsonl(path)
     learned = bench.preferences.reward_model(12, 1)
     texts = [r["prompt"] + r["output"] for r in records]
     assert [r["reward"] for r in records] == pytest.approx(learned(samples=texts), abs=1e-4)
@@ -223,6 +225,21 @@ def test_ppo_climbs_the_reward_model_and_not_gold(tmp_path, small_world):
     interval = result["gold_difference"]
     assert interval["low"] <= interval["mean"] <= interval["high"]
     assert interval["mean"] == pytest.approx(result["gold_after"] - result["gold_before"])
+
+
+def test_a_row_of_other_preferences_is_another_run_though_its_config_is_the_same(
+    tmp_path, small_world
+):
+    """Else PPO would find the finished run of the reward model of before, and go on there."""
+    results = []
+    for changes in ({}, {"temperature": 50.0}):
+        plan = small_world([PPO], preferences={**SMALL, **changes})
+        assert study.finished(plan, plan.rows[0], tmp_path / "out") is None
+        study.run_study(plan, tmp_path / "out")
+        results.append(study.finished(plan, plan.rows[0], tmp_path / "out"))
+    assert results[0]["settings"]["method"] == results[1]["settings"]["method"]
+    assert results[0]["proxy_after"] != results[1]["proxy_after"]
+    assert len(list((tmp_path / "runs/study/plan").glob("ppo-learned-s1-*/metrics.jsonl"))) == 2
 
 
 def test_what_was_stopped_goes_on_with_the_models_that_are_left(tmp_path, small_world, monkeypatch):
