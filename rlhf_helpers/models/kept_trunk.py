@@ -50,7 +50,9 @@ def sampling_recorded(policy: Policy) -> Iterator[SamplingRecord]:
 
     hooks = [
         policy.decoder.register_forward_pre_hook(keep_ids, with_kwargs=True),
-        policy.layers[policy.branch].register_forward_pre_hook(keep_states, with_kwargs=True),
+        policy.layers[policy.branch].register_forward_pre_hook(
+            keep_states, with_kwargs=True, prepend=True
+        ),
     ]
     try:
         yield record

@@ -117,8 +117,12 @@ def own_opendelta_forward(module: nn.Module) -> None:
 
 
 def _forward_with_lora(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out]."""
-    return module._forward_without_lora(x) + module.lora.forward(x)
+    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out].
+
+    LoRA's part of a half-precision model is float32 (precision.py): the sum is rounded, once.
+    """
+    frozen = module._forward_without_lora(x)
+    return (frozen + module.lora.forward(x)).to(frozen.dtype)
 
 
 def _set_enabled(site: LoraSite, enabled: bool) -> None:

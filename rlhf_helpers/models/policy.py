@@ -37,6 +37,7 @@ from .lora import (
     set_lora_dropout,
 )
 from .lora_state import merged_state_dict
+from .precision import layers_in_float32
 
 STATIC_WIDTH = 16  # tokens
 # Whoever gives one of these to `generate` decides about the key-value cache.
@@ -82,6 +83,7 @@ class Policy(nn.Module):
             # The top layers themselves learn, and nothing that the reference policy shares.
             base.requires_grad_(False)
             if num_layers_unfrozen != 0:
+                layers_in_float32(self.layers[self.branch :])
                 self._reference_layers = copy.deepcopy(self.layers[self.branch :])
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
@@ -137,10 +139,9 @@ class Policy(nn.Module):
         """
         if trunk is None:
             trunk = self.trunk(tokens, attention_mask)
-        with self._autocast():
-            hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
-            labels = tokens[:, start + 1 : start + width + 1]
-            return self.label_logprobs(hidden, labels), self.value(hidden)
+        hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
+        labels = tokens[:, start + 1 : start + width + 1]
+        return self.label_logprobs(hidden, labels), self.value(hidden)
 
     @torch.no_grad()
     def score(
@@ -150,25 +151,23 @@ class Policy(nn.Module):
 
         `trunk` [B, N, h]: states that are known already, from sampling.
         """
-        with self._autocast():
-            if trunk is None:
-                trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
-            else:
-                hidden = self.top(trunk, tokens, attention_mask)
-            ref_hidden = self.reference_top(trunk, tokens, attention_mask)
-            labels = tokens[:, start + 1 :]
-            return Scored(
-                self.label_logprobs(hidden[:, start:-1], labels),
-                self.label_logprobs(ref_hidden[:, start:-1], labels),
-                self.value(hidden[:, start:-1]),
-                trunk,
-            )
+        if trunk is None:
+            trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+        else:
+            hidden = self.top(trunk, tokens, attention_mask)
+        ref_hidden = self.reference_top(trunk, tokens, attention_mask)
+        labels = tokens[:, start + 1 :]
+        return Scored(
+            self.label_logprobs(hidden[:, start:-1], labels),
+            self.label_logprobs(ref_hidden[:, start:-1], labels),
+            self.value(hidden[:, start:-1]),
+            trunk,
+        )
 
     @torch.no_grad()
     def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """States that enter the top, without the top's work: [B, N] -> [B, N, h]."""
-        with self._autocast():
-            return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
+        return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
 
     def trunk_and_hidden(
         self, tokens: Tensor, attention_mask: Tensor, stop_at_branch: bool = False
@@ -181,7 +180,9 @@ class Policy(nn.Module):
             if stop_at_branch:
                 raise _AtBranch
 
-        hook = self.layers[self.branch].register_forward_pre_hook(keep, with_kwargs=True)
+        hook = self.layers[self.branch].register_forward_pre_hook(
+            keep, with_kwargs=True, prepend=True
+        )
         try:
             hidden = self._decode(tokens, attention_mask)
         except _AtBranch:
@@ -216,7 +217,7 @@ class Policy(nn.Module):
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""
-        return self.v_head(hidden.to(self.v_head[0].weight.dtype)).squeeze(-1).float()
+        return self.v_head(hidden.float()).squeeze(-1)
 
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         positions = {}
@@ -235,7 +236,7 @@ class Policy(nn.Module):
                 return (trunk, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": trunk}
 
-        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True)
+        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
         try:
             with self._only_layers(layers):
                 return self._decode(tokens, attention_mask)
@@ -250,10 +251,6 @@ class Policy(nn.Module):
             yield
         finally:
             setattr(decoder, self._layers_name, everything)
-
-    def _autocast(self):
-        dtype = self.base.get_input_embeddings().weight.dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     # --- sampling ----------------------------------------------------------------------------
 
@@ -276,12 +273,11 @@ class Policy(nn.Module):
             room = input_ids.shape[1] + settings["max_new_tokens"]
             settings["past_key_values"] = roomy_cache(self.base.config, room)
         more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
-        with self._autocast():
-            rows = self.base.generate(
-                input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
-                attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
-                **settings,
-            )
+        rows = self.base.generate(
+            input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
+            attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
+            **settings,
+        )
         return rows[:, more:] if more else rows
 
     @staticmethod

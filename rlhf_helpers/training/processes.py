@@ -41,11 +41,12 @@ class Processes:
                 "a 4-bit base (profile alpaca-7b)."
             )
         # Imported here: the real trlX's old accelerate has none, and never comes here.
-        from accelerate.utils import DataLoaderConfiguration
+        from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
 
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=mixed_precision,
+            mixed_precision=mixed_precision,  # fp16: for its scaled loss alone,
+            kwargs_handlers=[AutocastKwargs(enabled=False)],  # see models/precision.py
             # Batches are split among the processes: the scheduler steps once per optimizer step.
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _foreach_supported_types as optimizers_types
+from torch.utils._foreach_utils import _foreach_supported_types as norms_types
 
 from .tensors import (
     DeviceMismatch,
@@ -35,6 +37,9 @@ def switch_on() -> None:
     torch.save, safetensors.torch.save_file = map(
         _from_the_host, (torch.save, safetensors.torch.save_file)
     )
+    # On a CUDA device torch takes all tensors of a list at once, if they are of a type it knows.
+    for known in (optimizers_types, norms_types):
+        known.append(GpuTensor)
     nn.functional.scaled_dot_product_attention = _fused_attention
     GpuMode().__enter__()
 
