@@ -32,7 +32,8 @@ from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.task import post_prompts, prompt_of
 from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
-from rlhf_helpers.training.rollout import keep_sampled_ids, to_text
+from rlhf_helpers.training.semantics import CorrectedSemantics, semantics_of, sequences_of
+from rlhf_helpers.training.sequences import to_text
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def sample(
             rows = policy.generate(ids, mask, logits_processor=processors, **settings)
     finally:
         policy.set_dropout(was_active)
-    kept = keep_sampled_ids(tokenizer, ids, mask, rows.cpu())
+    kept = sequences_of(CorrectedSemantics(), tokenizer, ids, mask, rows.cpu())
     samples = []
     for i, prompt in enumerate(prompts):
         end = kept.ends[i] + 1
@@ -214,12 +215,12 @@ def sample_records(
     """Sample, score and judge every prompt; one dict a sample, as the run directory keeps it."""
     method, train = profile.config.method, profile.config.train
     room = train.seq_length - method.gen_kwargs["max_new_tokens"]
+    special = semantics_of(method.semantics).adds_special_tokens
     records: list[dict[str, Any]] = []
     with Progress(len(prompts), label, unit="sample") as progress:
         for first in range(0, len(prompts), batch_size):
             batch = prompts[first : first + batch_size]
-            corrected = method.semantics == "corrected"
-            samples = sample(policy, batch, method.gen_kwargs, room, corrected)
+            samples = sample(policy, batch, method.gen_kwargs, room, special)
             costs = divergence(policy, samples)
             records += score_samples(samples, costs, reward_fn, judge, profile.reward)
             progress.update(n=len(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
@@ -99,7 +101,8 @@ class TrainingLog:
     def flush(self) -> list[tuple[int, dict[str, float]]]:
         """Bring the waiting statistics to the host, all at once, and write them; returns them."""
         waiting, self._waiting = self._waiting, []
-        arrived = [(step, {k: v.item() for k, v in stats.items()}) for step, stats in waiting]
+        arrived = [(step, dict(zip(stats, numbers, strict=True)))
+                   for (step, stats), numbers in zip(waiting, on_the_host(waiting), strict=True)]
         for step, stats in arrived:
             self.write(step, stats)
         return arrived
@@ -112,6 +115,13 @@ class TrainingLog:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
         self.lines["eval_samples"] += len(records)
+
+
+def on_the_host(waiting: list[tuple[int, dict[str, Tensor]]]) -> list[list[float]]:
+    """The numbers of each step, all brought over by one copy."""
+    every = [torch.as_tensor(x).float() for _, stats in waiting for x in stats.values()]
+    numbers = iter(torch.stack([x.to(every[0].device) for x in every]).tolist() if every else [])
+    return [list(itertools.islice(numbers, len(stats))) for _, stats in waiting]
 
 
 def report_to_sweep(metrics: dict[str, float]) -> None:
