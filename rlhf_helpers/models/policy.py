@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
 from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
 
+from .finite_logits import FiniteLogits
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
 from .lora import (
     load_adapter,
@@ -73,6 +74,8 @@ class Policy(nn.Module):
         self.v_head = nn.Sequential(
             nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 1)
         )
+        # Log-probabilities, the reference policy's too, are those of softmax(logits / temperature).
+        self.temperature = 1.0
         self._layers_name = "layers" if hasattr(self.decoder, "layers") else "h"
         depth = len(self.layers)
         top = depth if num_layers_unfrozen < 0 else min(max(num_layers_unfrozen, 1), depth)
@@ -207,13 +210,18 @@ class Policy(nn.Module):
         head = self.base.get_output_embeddings()
         if torch.is_grad_enabled():
             if is_frozen_linear(head):
-                return frozen_head_logprobs(hidden, head, labels)
-            return logprobs_of_labels(head(hidden).float(), labels)
+                return frozen_head_logprobs(hidden, head, labels, self.temperature)
+            return logprobs_of_labels(self.tempered(head(hidden)), labels)
         # Some rows at a time: their logits stay in the processor's cache.
         rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
         slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
-        logprobs = [logprobs_of_labels(head(h).float(), ids) for h, ids in slices]
+        logprobs = [logprobs_of_labels(self.tempered(head(h)), ids) for h, ids in slices]
         return torch.cat(logprobs).unflatten(0, labels.shape)
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits in float32, divided by `temperature`: [..., V] -> [..., V]."""
+        logits = logits.float()
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""
@@ -260,6 +268,8 @@ class Policy(nn.Module):
 
         With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
         fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH.
+
+        Raises NotFiniteError (on a CPU torch's own RuntimeError) on logits that are no numbers.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -273,17 +283,27 @@ class Policy(nn.Module):
             room = input_ids.shape[1] + settings["max_new_tokens"]
             settings["past_key_values"] = roomy_cache(self.base.config, room)
         more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
+        guard = FiniteLogits()
+        if settings.get("do_sample") and self.device.type == "cuda":
+            settings["logits_processor"] = [*(settings.get("logits_processor") or ()), guard]
         rows = self.base.generate(
             input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
             attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
             **settings,
         )
+        guard.check()
         return rows[:, more:] if more else rows
 
     @staticmethod
     def _room_is_known(settings: dict[str, Any]) -> bool:
         given = {name for name, value in settings.items() if value is not None}
         return "max_new_tokens" in given and CACHE_SETTINGS.isdisjoint(given)
+
+    def sampling_temperature(self, settings: dict[str, Any]) -> float:
+        """The temperature at which `generate` draws with these settings; 1 where it never draws."""
+        if not settings.get("do_sample"):
+            return 1.0
+        return settings.get("temperature") or self.base.generation_config.temperature or 1.0
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:

@@ -26,6 +26,8 @@ def switch_on() -> None:
 
     Called before the package is imported, some of whose modules take functions by name.
     """
+    if torch.cuda.is_available():  # it is on
+        return
     _answer_for_cuda()
     # Module.to replaces what a parameter holds, so that tied weights stay tied.
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -27,24 +27,21 @@ from rlhf_helpers.training.trainer import train  # noqa: E402
 NO_LORA = {"model__delta_kwargs": None}
 PEFT = {"model__delta_kwargs": None, "model__peft_config": {"peft_type": "LORA", "r": 4}}
 GROUPS = {"method__samples_per_prompt": 2}
-# Of every two choices (family and type, type and LoRA, ...) most pairs are here, not all triples.
+HALF = {"model__dtype": "float16"}  # bfloat16 where nothing is said
+# Families, semantics, types, methods and kinds of LoRA, each beside several of the others.
 RUNS = {
     "opt, trlx, bfloat16": dict(family="opt"),
-    "opt, corrected, float16": dict(family="opt", model__dtype="float16", semantics="corrected"),
-    "llama, trlx, float16, peft": dict(family="llama", model__dtype="float16", **PEFT),
+    "opt, corrected, float16, no LoRA": dict(
+        family="opt", semantics="corrected", **HALF, **NO_LORA),
+    "llama, trlx, float16, peft": dict(family="llama", **HALF, **PEFT),
     "llama, GRPO, bfloat16": dict(family="llama", method__name="GRPO", **GROUPS),
-    "gpt2, corrected, float16, no LoRA": dict(
-        family="gpt2", model__dtype="float16", semantics="corrected", **NO_LORA),
-    "gpt2, trlx, bfloat16, no LoRA": dict(family="gpt2", **NO_LORA),
-    "gpt_neox, corrected, bfloat16, peft": dict(family="gpt_neox", semantics="corrected", **PEFT),
+    "gpt2, corrected, bfloat16, peft": dict(family="gpt2", semantics="corrected", **PEFT),
+    "gpt2, trlx, float16, no LoRA": dict(family="gpt2", **HALF, **NO_LORA),
     "gpt_neox, RLOO, float16": dict(
-        family="gpt_neox", model__dtype="float16", method__name="RLOO", **GROUPS),
-    "bloom, trlx, bfloat16": dict(family="bloom"),
-    "bloom, corrected, float16, no LoRA": dict(
-        family="bloom", model__dtype="float16", semantics="corrected", **NO_LORA),
+        family="gpt_neox", method__name="RLOO", method__ppo_epochs=2, **HALF, **GROUPS),
+    "bloom, corrected, bfloat16, no LoRA": dict(family="bloom", semantics="corrected", **NO_LORA),
+    "bloom, trlx, float16": dict(family="bloom", **HALF),
 }  # fmt: skip
-
-
 CHUNK = 4  # samples
 
 
@@ -56,10 +53,11 @@ def settings(root: Path, family: str, semantics: str = "trlx", **overrides):
     """The configuration of a run: 4 optimizer steps an iteration, checkpoints at every chance."""
     if "method__name" not in overrides:
         overrides["method__semantics"] = semantics
-    return run_config(root, family, **{"model__dtype": "bfloat16", "train__total_steps": 6,
-                      "method__chunk_size": CHUNK, "method__gen_kwargs__max_new_tokens": 5,
-                     
-                      "train__checkpoint_seconds": 0.0, **overrides})  # fmt: skip
+    return run_config(root, family, **{
+        "model__dtype": "bfloat16", "train__total_steps": 5, "train__eval_interval": 100,
+        "train__checkpoint_seconds": 0.0, "method__chunk_size": CHUNK,
+        "method__gen_kwargs__max_new_tokens": 4, **overrides,
+    })  # fmt: skip
 
 
 def killed_and_resumed(root: Path, overrides: dict) -> None:
@@ -84,7 +82,7 @@ def killed_and_resumed(root: Path, overrides: dict) -> None:
         newest = max((Path(config.train.checkpoint_dir) / "checkpoints").glob("step_*"))
         assert newest.name == "step_00000004", newest
     trainer = run()
-    assert trainer.step == 6
+    assert trainer.step == 5
     evaluate(trainer.directory / "policy")
 
 

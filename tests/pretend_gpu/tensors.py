@@ -32,10 +32,11 @@ class Counts:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything, as a new process does."""
         self.kernels: Counter[str] = Counter()  # by operation
         self.syncs: Counter[str] = Counter()  # the host waits for the device; by line
         self.copies: Counter[str] = Counter()  # from the host to the device; by line
+        self.broken = False  # by a device-side assert: then nothing works any more
 
     def totals(self) -> dict[str, int]:
         """The three numbers."""
@@ -131,6 +132,7 @@ def computed(operation, args: tuple, kwargs: dict[str, Any]) -> Any:
     wanted = kwargs.get("device")
     on_device = torch.device(wanted).type == "cuda" if wanted is not None else True
     refuse_two_devices(operation, args, tensors, kwargs.get("generator"))
+    refuse_no_probabilities(operation, args)
     count(operation, args, tensors, on_device)
     host_args, host_kwargs = changed(to_host, args), changed(to_host, kwargs)
     if wanted is not None:
@@ -185,6 +187,18 @@ def refuse_two_devices(operation, args: tuple, tensors: list[Tensor], generator)
         raise DeviceMismatch(f"{operation} on tensors {shapes} of {places}, at {place()}")
     if generator is not None and generator.device.type == "cpu":
         raise DeviceMismatch(f"{operation} on the GPU with a generator of the CPU, at {place()}")
+
+
+def refuse_no_probabilities(operation, args: tuple) -> None:
+    """What CUDA does where torch.multinomial meets no numbers, and with all that comes after it."""
+    if operation is aten.multinomial.default:
+        p = to_host(args[0])
+        counts.broken |= not (torch.isfinite(p).all() and (p >= 0).all() and (p.sum(-1) > 0).all())
+    if counts.broken:
+        raise RuntimeError(
+            "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously "
+            "reported at some other API call, so the stacktrace below might be incorrect."
+        )
 
 
 # --- what it would cost ------------------------------------------------------------------------
