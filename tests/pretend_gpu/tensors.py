@@ -137,9 +137,7 @@ def computed(operation, args: tuple, kwargs: dict[str, Any]) -> Any:
     host_args, host_kwargs = changed(to_host, args), changed(to_host, kwargs)
     if wanted is not None:
         host_kwargs["device"] = HOST
-    if operation in SOFTMAX and host_args[2]:  # to float32 in the same kernel, on a GPU only
-        host_args = (host_args[0].float(), host_args[1], False)
-    result = operation(*host_args, **host_kwargs)
+    result = _on_host(operation, host_args, host_kwargs)
     written = _written(operation, args, kwargs)
     if written:  # in place: the tensor itself comes back
         return written[0] if len(written) == 1 else tuple(written)
@@ -149,6 +147,16 @@ def computed(operation, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 SOFTMAX = {aten._softmax.default, aten._log_softmax.default}
+SOFTMAX_BACKWARD = {aten._softmax_backward_data.default, aten._log_softmax_backward_data.default}
+
+
+def _on_host(operation, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The operation on the CPU, also where only CUDA goes from half to float32 in one kernel."""
+    if operation in SOFTMAX and args[2]:
+        return operation(args[0].float(), args[1], False)
+    if operation in SOFTMAX_BACKWARD and args[0].dtype != args[3]:
+        return operation(*args[:3], args[0].dtype).to(args[3])
+    return operation(*args, **kwargs)
 
 
 def _written(operation, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
