@@ -351,7 +351,8 @@ def test_the_policy_that_acted_is_that_of_the_samples_temperature(tmp_path):
         rollouts, _ = rollouts_of(trainer, n=4)
         for i, rollout in enumerate(one_by_one(rollouts)):
             expected = plain_logprobs(trainer, rollouts, i, temperature)
-            for ours, theirs in zip((rollout.logprobs, rollout.ref_logprobs), expected, strict=True):
+            stored = rollout.logprobs, rollout.ref_logprobs
+            for ours, theirs in zip(stored, expected, strict=True):
                 assert len(theirs) > 1
                 torch.testing.assert_close(ours[: len(theirs)], theirs, atol=1e-4, rtol=0)
             other, _ = plain_logprobs(trainer, rollouts, i, 1.5 - temperature)
