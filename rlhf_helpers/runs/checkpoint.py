@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rlhf_helpers.config.trl_config import ConfigError
+
 from .files import fsync as _fsync
 
 STATE, ABOUT, HASHES = "state.pt", "about.json", "SHA256SUMS.json"

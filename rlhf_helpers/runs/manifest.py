@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.trl_config import Profile, repo_root
+
 from .files import RunDir, atomic_write_json, read_json
 
 # The libraries whose version can change a result.
