@@ -12,7 +12,6 @@ from .calibration import reliability
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE_NAME = "reward_check.jsonl"
 SNIPPET_WORDS = 40  # about the length of what PPO shows the reward model
 
 # (what makes it hard, the text, 1 positive, 0 negative, None: no opinion about a film)

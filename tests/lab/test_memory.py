@@ -12,8 +12,6 @@ from rlhf_helpers.lab.memory_measured import measure
 from rlhf_helpers.lab.memory_table import PROMPT_TOKENS, Case
 from rlhf_helpers.lab.shapes import known_shape, shape_config
 
-MB = 1e6
-
 
 def prediction(case=None, on_gpu=False, dtype="float32", **changes):
     case = replace(case or Case("deep", 8, 16, 40, 16), **changes)
