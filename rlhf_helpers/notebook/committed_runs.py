@@ -34,7 +34,7 @@ KEPT_IF_THERE = ("evaluation_*.json", "judge_course.csv")
 def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = None) -> Path:
     """Copy a finished run to figures/reference_runs/<profile> or figures/seeds/<profile>-<seed>.
 
-    A further seed of a run under `corrected` semantics goes to figures/corrected/ instead.
+    A further seed under other semantics than the profile's goes to figures/<semantics>/ instead.
     What was kept there before is replaced as a whole. Raises MissingRunFileError when the run is
     not finished, ConfigError when a notebook of it failed or the files are too large to commit.
     """
@@ -47,7 +47,9 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
     sources += [path for pattern in KEPT_IF_THERE for path in sorted(run.path.glob(pattern))]
     profile = load_profile(run.path)
     figures = figures or repo_root() / "figures"
-    kind = "corrected" if profile.config.method.semantics == "corrected" else "seeds"
+    semantics = profile.config.method.semantics
+    as_usual = semantics == load_profile(profile.name).config.method.semantics
+    kind = "seeds" if as_usual else semantics
     place = f"{kind}/{profile.name}-{profile.config.train.seed}"
     target = figures / (place if as_seed else f"reference_runs/{profile.name}")
     target.parent.mkdir(parents=True, exist_ok=True)

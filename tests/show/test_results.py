@@ -8,7 +8,8 @@ import pytest
 from rlhf_helpers.config.trl_config import repo_root
 from rlhf_helpers.show import results_tables as results
 from rlhf_helpers.show import study_figures
-from rlhf_helpers.studies import study, study_report
+from rlhf_helpers.studies import report as study_report
+from rlhf_helpers.studies import study
 
 README = (repo_root() / "README.md").read_text(encoding="utf-8")
 

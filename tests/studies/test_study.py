@@ -14,7 +14,8 @@ from rlhf_helpers.config.trl_config import ConfigError, Profile
 from rlhf_helpers.evaluation.sampling import EvalPrompt, sample_records
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.files import read_json, read_jsonl
-from rlhf_helpers.studies import study, study_baselines
+from rlhf_helpers.studies import baselines as study_baselines
+from rlhf_helpers.studies import study
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.training.trainer import PPOTrainer
 
