@@ -22,6 +22,7 @@ class FiniteLogits(LogitsProcessor):
     """
 
     def __init__(self) -> None:
+        self.rows: Tensor | None = None  # decoding.py writes there which rows it hands over
         self.finite: list[Tensor] = []  # [] of each step: whether all of them were
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

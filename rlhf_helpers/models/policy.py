@@ -41,8 +41,6 @@ from .lora_state import merged_state_dict
 from .precision import layers_in_float32
 
 STATIC_WIDTH = 16  # tokens
-# Whoever gives one of these to `generate` decides about the key-value cache.
-CACHE_SETTINGS = {"cache_implementation", "past_key_values", "use_cache", "num_beams"}
 
 
 class Scored(NamedTuple):
@@ -57,7 +55,7 @@ class Scored(NamedTuple):
 class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
-    takes_room_at_once = True  # for the key-value cache while sampling: see kv_cache.py
+    own_decoding = True  # see decoding.py
 
     def __init__(
         self,
@@ -91,7 +89,8 @@ class Policy(nn.Module):
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
-        self._wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.record: Any = None  # a kept_trunk.SamplingRecord, where sampling is to fill one
         self.set_dropout(active=False)
 
     # --- parts -----------------------------------------------------------------------------
@@ -229,7 +228,7 @@ class Policy(nn.Module):
 
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         positions = {}
-        if self._wants_positions:
+        if self.wants_positions:
             position_ids = attention_mask.long().cumsum(-1) - 1
             positions["position_ids"] = position_ids.masked_fill(attention_mask == 0, 1)
         return self.decoder(
@@ -264,40 +263,47 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        """Sample continuations with transformers' `generate`: [B, Q] -> [B, Q + new tokens].
+        """Sample continuations, [B, Q] -> [B, Q + new tokens]; arguments as of `base.generate`.
 
-        With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
-        fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH.
-
+        The loop of decoding.py, and transformers' own where that loop does not know a setting.
         Raises NotFiniteError (on a CPU torch's own RuntimeError) on logits that are no numbers.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        pad = self.tokenizer.pad_token_id
-        settings = dict(eos_token_id=self.tokenizer.eos_token_id, pad_token_id=pad) | kwargs
-        static = settings.get("cache_implementation") == "static"
-        if self.takes_room_at_once and self._room_is_known(settings):
-            # Not above: the transformers of engine="trlx" has no such layers.
-            from .kv_cache import roomy_cache
-
-            room = input_ids.shape[1] + settings["max_new_tokens"]
-            settings["past_key_values"] = roomy_cache(self.base.config, room)
-        more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
+        tokenizer = self.tokenizer
+        given = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        given |= kwargs
         guard = FiniteLogits()
-        if settings.get("do_sample") and self.device.type == "cuda":
-            settings["logits_processor"] = [*(settings.get("logits_processor") or ()), guard]
-        rows = self.base.generate(
-            input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
-            attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
-            **settings,
-        )
+        if given.get("do_sample") and self.device.type == "cuda":
+            given["logits_processor"] = [*(given.get("logits_processor") or ()), guard]
+        rows = self._generate(input_ids.to(self.device), attention_mask.to(self.device), given)
         guard.check()
-        return rows[:, more:] if more else rows
+        return rows
 
-    @staticmethod
-    def _room_is_known(settings: dict[str, Any]) -> bool:
-        given = {name for name, value in settings.items() if value is not None}
-        return "max_new_tokens" in given and CACHE_SETTINGS.isdisjoint(given)
+    def _generate(self, ids: Tensor, mask: Tensor, given: dict[str, Any]) -> Tensor:
+        if self.own_decoding:
+            # Not above: the transformers of engine="trlx" lacks what is imported there.
+            from .decoding import decode, settings_for
+
+            settings = settings_for(self.base, given)
+            if settings is not None:
+                sampled = decode(self, ids, mask, settings, self.record is not None)
+                if self.record is not None:
+                    self.record.ids, self.record.states = sampled.fed, sampled.states
+                return sampled.tokens
+        return self._generate_with_transformers(ids, mask, given)
+
+    def _generate_with_transformers(self, ids: Tensor, mask: Tensor, given: dict) -> Tensor:
+        """With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
+        fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH."""
+        static = given.get("cache_implementation") == "static"
+        more = -ids.shape[1] % STATIC_WIDTH if static else 0
+        rows = self.base.generate(
+            input_ids=F.pad(ids, (more, 0), value=given["pad_token_id"]),
+            attention_mask=F.pad(mask, (more, 0)),
+            **given,
+        )
+        return rows[:, more:] if more else rows
 
     def sampling_temperature(self, settings: dict[str, Any]) -> float:
         """The temperature at which `generate` draws with these settings; 1 where it never draws."""

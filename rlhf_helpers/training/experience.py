@@ -21,6 +21,7 @@ from rlhf_helpers.algorithms.ppo import RunningMoments
 from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.rewards.calling import tokenizer_keyword
 from rlhf_helpers.rewards.reward import call_reward_fn, check_rewards
 
 from .processes import Processes
@@ -38,11 +39,13 @@ class RewardCaller:
     """A user's reward function, called as trlX calls it, its result checked."""
 
     def __init__(
-        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0
-    ):
+        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0,
+        tokenizer: Any = None,
+    ):  # fmt: skip
         self.reward_fn = reward_fn
         self.timeout_seconds = timeout_seconds
         self.retries = retries
+        self.keywords = tokenizer_keyword(reward_fn, tokenizer)
 
     def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
         """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
@@ -51,7 +54,7 @@ class RewardCaller:
             samples=texts.samples,
             prompts=texts.prompts,
             outputs=texts.outputs,
-            **metadata_of(prompts),
+            **self.keywords | metadata_of(prompts),
         )
         values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)

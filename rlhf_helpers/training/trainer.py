@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,12 +22,14 @@ from torch import Tensor
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.trl_config import (
     ConfigError,
+    ConfigWarning,
     TRLConfig,
     default_ppo_config,
     optimizer_class_path,
     scheduler_class_path,
     validate_config,
 )
+from rlhf_helpers.environment import advice_about_threads
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
@@ -126,6 +129,9 @@ class PPOTrainer:
         self.directory = Path(config.train.checkpoint_dir)
         self.log = TrainingLog(config, self.directory, callback)
         self.semantics = semantics_of(config.method.semantics)
+        advice = advice_about_threads(torch.get_num_threads())
+        if advice and local_device().type == "cpu":
+            warnings.warn(advice, ConfigWarning, stacklevel=3)
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         if policy is None:
             policy = load_policy(config, local_device())
@@ -151,7 +157,9 @@ class PPOTrainer:
         self.batch_size = self.processes.share(train.batch_size, "train.batch_size")
         self.num_rollouts = self.processes.share(method.num_rollouts, "method.num_rollouts")
         self.kl_ctl = kl_controller(method.init_kl_coef, method.target, method.horizon)
-        self.reward = RewardCaller(reward_fn, train.reward_timeout_seconds, train.reward_retries)
+        self.reward = RewardCaller(
+            reward_fn, train.reward_timeout_seconds, train.reward_retries, self.tokenizer
+        )
         self.generator = torch.Generator().manual_seed(train.seed)  # order of the minibatches
         self.store: RolloutStore | None = None
         self.plan: list[list[int]] = []  # the minibatch of each optimizer step of this iteration
@@ -335,7 +343,7 @@ class PPOTrainer:
         epochs = self.config.method.ppo_epochs
         return self.semantics.plan(len(self.store), self.batch_size, epochs, self.generator)
 
-    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor | float]:
         """One gradient step on the rollouts with these indices; statistics stay on the device."""
         batch = self.minibatch(indices)
         self.policy.set_dropout(active=True)
@@ -350,9 +358,9 @@ class PPOTrainer:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
-        stats["learning_rate_group_0"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
-        stats["time/forward"] = torch.tensor(forward - started)
-        stats["time/backward"] = torch.tensor(backward - forward)
+        stats["learning_rate_group_0"] = self.optimizer.param_groups[0]["lr"]
+        stats["time/forward"] = forward - started
+        stats["time/backward"] = backward - forward
         return stats
 
     def minibatch(self, indices: Sequence[int]) -> Minibatch:

@@ -72,9 +72,9 @@ def test_the_page_and_the_table_have_the_same_rows_in_the_same_order():
 
 
 def test_both_semantics_answer_the_same_questions():
-    answers = [[name for name in vars(cls) if not name.startswith("__")]
-               for cls in (semantics_page.TrlxSemantics, semantics_page.CorrectedSemantics)]  # fmt: skip
-    assert answers[0] == answers[1]
+    both = semantics_page.TrlxSemantics, semantics_page.CorrectedSemantics
+    first, second = ([n for n in vars(cls) if not n.startswith("__")] for cls in both)
+    assert first == second
 
 
 def test_no_other_module_asks_which_semantics_is_at_work():
