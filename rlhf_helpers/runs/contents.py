@@ -48,6 +48,9 @@ EVALUATION = {
     },
 }  # fmt: skip
 
+# A study's baselines may have no KL that can be measured.
+STUDY_EVALUATION = {**EVALUATION, "kl_per_sequence": NUMBER_OR_NONE, "verdict": TEXT}
+
 
 def read_samples(path: str | Path) -> list[dict[str, Any]]:
     """baseline_samples.jsonl or after_samples.jsonl; at least one sample."""
