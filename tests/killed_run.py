@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from tiny_runs import PROMPTS, letter_reward, model_dir, run_config
 
-from rlhf_helpers.runs import checkpoint, trainer
+from rlhf_helpers.runs import checkpoint
 from rlhf_helpers.training import log as training_log
+from rlhf_helpers.training import trainer
 
 
 def noisy_reward(samples, **kwargs):

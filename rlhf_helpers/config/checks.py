@@ -154,15 +154,15 @@ def text(path: str, value: Any) -> str:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def name(path: str, value: Any) -> str:
+def file_name(path: str, value: Any) -> str:
     """Accept a name that may become a file's: it can lead to no other folder and says no command.
 
     Up to 100 letters and digits of ASCII, dots, hyphens and underscores, the first one a letter or
     a digit.
     """
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise wrong(path, value, "give a name of letters, digits, '.', '-' and '_' that begins with "
-                                 "a letter or a digit")
+        raise wrong(path, value, "give a name of letters, digits, '.', '-' and '_' that begins "
+                                 "with a letter or a digit")
     return value
 
 

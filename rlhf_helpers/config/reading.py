@@ -138,8 +138,9 @@ def check_fields(
     """`value` if it is an object whose `fields` are what they should be, else an error.
 
     A field is one of the words above, a mapping of fields (an object), or a list with one such
-    mapping (a list of objects). A "?" behind its name says that it may be missing or null, and the
-    name "*" stands for all fields that are not named.
+    mapping (a list of objects). A "?" behind its name says that it may be null, and the name "*"
+    stands for all fields that are not named. One that is missing is an error where it is asked
+    for (`Record`): older files lack what newer ones have.
     """
     if not isinstance(value, dict):
         raise unreadable(path, f"{shown(value)}{place} is no object with fields")
@@ -147,19 +148,14 @@ def check_fields(
         if name == "*":
             for other in value.keys() - {key.removesuffix("?") for key in fields}:
                 _check_field(value[other], wanted, path, place, other)
-        elif not name.endswith("?"):
-            _check_field(value[name] if name in value else _MISSING, wanted, path, place, name)
-        elif value.get(name[:-1]) is not None:
-            _check_field(value[name[:-1]], wanted, path, place, name[:-1])
+            continue
+        bare = name.removesuffix("?")
+        if bare in value and not (bare != name and value[bare] is None):
+            _check_field(value[bare], wanted, path, place, bare)
     return value
 
 
-_MISSING = object()
-
-
 def _check_field(value: Any, wanted: Any, path: str | Path, place: str, name: str) -> None:
-    if value is _MISSING:
-        raise unreadable(path, f"it lacks the field {shown(name)}{place}")
     inside = f"{place} of {shown(name)}"
     if isinstance(wanted, Mapping):
         check_fields(value, wanted, path, inside)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 
+from rlhf_helpers.config.trl_config import clone_root
 from rlhf_helpers.runs.files import atomic_write_text
 
 BADGE = re.compile(
@@ -76,7 +77,12 @@ def rewrite_notebook(path: Path, url: str) -> bool:
 
 
 def rewrite_badges(repo_root: Path) -> list[Path]:
-    """Refresh README.md and all notebooks from pyproject.toml; the files that changed."""
+    """Refresh README.md and all notebooks from pyproject.toml; the files that changed.
+
+    Raises ConfigError where `repo_root` is no clone of the repository.
+    """
+    if not (repo_root / "pyproject.toml").is_file() or not (repo_root / "notebooks").is_dir():
+        clone_root("The command badges")
     url = repository_url(repo_root / "pyproject.toml")
     notebooks = sorted((repo_root / "notebooks").glob("*.ipynb"))
     changed = [path for path in notebooks if rewrite_notebook(path, url)]

@@ -10,10 +10,10 @@ from typing import Any
 import nbformat
 
 from rlhf_helpers.progress import duration
+from rlhf_helpers.runs.contents import read_manifest
 from rlhf_helpers.runs.files import (
     MissingRunFileError,
     atomic_write_text,
-    read_json,
     reference_run_dir,
 )
 
@@ -29,7 +29,7 @@ def known_costs(profile: str) -> list[dict[str, Any]]:
         path = reference_run_dir(profile).manifest
     except MissingRunFileError:
         return []
-    rows = read_json(path)["notebooks"] if path.exists() else []
+    rows = read_manifest(path)["notebooks"] if path.exists() else []
     return [row for row in rows if row["status"] == "executed"]
 
 

@@ -31,9 +31,10 @@ MANIFEST = {"profile": TEXT, "seed": COUNT, "notebooks": [NOTEBOOK]}
 CHANGE = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
 _BEFORE_AND_AFTER = ("reward", "reward_continuation", "distinct_2")
 _GROUP = {
-    "n_prompts": COUNT, "n_samples": COUNT, "paired_difference": CHANGE, "judge_difference?": CHANGE,
-    "reward_before": NUMBER, "reward_after": NUMBER, "reward_continuation_before": NUMBER,
-    "reward_continuation_after": NUMBER, "judge_before?": NUMBER, "judge_after?": NUMBER,
+    "n_prompts": COUNT, "n_samples": COUNT, "paired_difference": CHANGE,
+    "judge_difference?": CHANGE, "reward_before": NUMBER, "reward_after": NUMBER,
+    "reward_continuation_before": NUMBER, "reward_continuation_after": NUMBER,
+    "judge_before?": NUMBER, "judge_after?": NUMBER,
 }  # fmt: skip
 EVALUATION = {
     "n_prompts": COUNT, "seed": COUNT, "kl_per_sequence": NUMBER, "paired_difference": CHANGE,

@@ -107,8 +107,8 @@ class Saving:
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ConfigError(
                 f"the checkpoint in {root} does not hold what this version writes "
-                f"({type(error).__name__}: {shown(str(error))}): choose another directory, or go on "
-                "with the version that wrote it."
+                f"({type(error).__name__}: {shown(str(error))}): choose another directory, or go "
+                "on with the version that wrote it."
             ) from error
         return True
 

@@ -14,7 +14,7 @@ from rlhf_helpers.config.trl_config import ConfigError, Profile
 from rlhf_helpers.evaluation.sampling import EvalPrompt, sample_records
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.files import read_json, read_jsonl
-from rlhf_helpers.studies import study, study_baselines
+from rlhf_helpers.studies import baselines, study
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.training.trainer import PPOTrainer
 
@@ -89,7 +89,7 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path):
     assert "row 'a'" in error_of(tmp_path, [ppo | {"set": {"method.init_kl_coef": -1}}])
     assert "rows" in error_of(tmp_path, [])
     assert "n_prompts" in error_of(tmp_path, [ppo], n_prompt=4)
-    assert "above 1" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
+    assert "from 2 to" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
 
 
 def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
@@ -113,7 +113,7 @@ def small_world(tmp_path, monkeypatch):
         "bucket": [i % 10 for i in range(len(texts))],
     })  # fmt: skip
     monkeypatch.setattr("rlhf_helpers.data.assets.load_reviews", lambda name: reviews)
-    monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
+    monkeypatch.setattr(baselines, "load_reviews", lambda name: reviews)
     monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: VowelJudge())
     monkeypatch.setattr(study, "resolve_run_dir", lambda path: tmp_path / path)
@@ -255,19 +255,19 @@ def test_kl_of_best_of_n_is_that_of_the_largest_of_n_ranks():
     for n in (2, 4, 64):
         p = ranks**n - torch.cat([torch.zeros(1, dtype=torch.float64), ranks[:-1] ** n])
         exact = (p * (p * 20_000).log()).sum().item()
-        assert study_baselines.best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
+        assert baselines.best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
 
 
 def test_best_of_n_is_the_highest_of_the_first_n_and_best_of_one_is_the_baseline(tmp_path):
     profile, prompts, judge = tiny_profile(tmp_path), eval_prompts(5), VowelJudge()
     policy = load_policy(profile.config, "cpu")
     arguments = (policy, prompts, 4, profile, letter_reward, tmp_path / "candidates.jsonl")
-    candidates = study_baselines.draw_candidates(*arguments)
+    candidates = baselines.draw_candidates(*arguments)
     assert len(candidates) == 20
-    assert study_baselines.draw_candidates(*arguments) == candidates  # from the file
+    assert baselines.draw_candidates(*arguments) == candidates  # from the file
     before = sample_records(policy, prompts, profile, letter_reward, judge)
     for n in (1, 2, 4):
-        chosen = study_baselines.best_of_n(policy, prompts, candidates, n, letter_reward, judge)
+        chosen = baselines.best_of_n(policy, prompts, candidates, n, letter_reward, judge)
         for i, record in enumerate(chosen):
             own = candidates[4 * i : 4 * i + n]
             assert record["reward"] == pytest.approx(max(c["reward"] for c in own))
@@ -280,7 +280,7 @@ def test_positive_prompt_is_scored_without_it_and_its_divergence_is_a_difference
     profile, prompts = tiny_profile(tmp_path, train__seq_length=48), eval_prompts(4)
     policy = load_policy(profile.config, "cpu")
     prefix = "every human"
-    records = study_baselines.with_positive_prompt(
+    records = baselines.with_positive_prompt(
         policy, prompts, prefix, profile, letter_reward, VowelJudge()
     )
 
@@ -296,7 +296,7 @@ def test_positive_prompt_is_scored_without_it_and_its_divergence_is_a_difference
         return total
 
     longer = [EvalPrompt(f"{prefix} {p.prompt}", p.group, p.seed) for p in prompts]
-    told = study_baselines.sample(policy, longer, profile.config.method.gen_kwargs, 64, True)
+    told = baselines.sample(policy, longer, profile.config.method.gen_kwargs, 64, True)
     for record, prompt, drawn in zip(records, prompts, told, strict=True):
         assert record["prompt"] == prompt.prompt and record["output"] == drawn.output
         assert record["reward"] == pytest.approx(letter_reward([prompt.prompt + drawn.output])[0])
@@ -316,7 +316,7 @@ def test_language_loss_is_the_mean_over_tokens_and_ends_with_end_of_text(tmp_pat
         logits = policy.base(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         nats -= sum(logits[t, token].item() for t, token in enumerate(ids[1:]))
         tokens += len(ids) - 1
-    loss = study_baselines.language_loss(policy, texts, seq_length=6)
+    loss = baselines.language_loss(policy, texts, seq_length=6)
     assert loss.item() == pytest.approx(nats / tokens, rel=1e-4)
 
 
@@ -327,16 +327,16 @@ def test_fine_tuning_learns_positive_reviews_of_the_reward_models_buckets_only(
         "text": ["every human", "policy data", "code batch"],
         "label": [1, 0, 1], "bucket": [5, 5, 2],
     })  # fmt: skip
-    monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
+    monkeypatch.setattr(baselines, "load_reviews", lambda name: reviews)
     profile = tiny_profile(tmp_path, model__num_layers_unfrozen=3)
     policy = load_policy(profile.config, "cpu")
 
     def losses():
         with torch.no_grad():
-            return [study_baselines.language_loss(policy, [t], 24).item() for t in reviews["text"]]
+            return [baselines.language_loss(policy, [t], 24).item() for t in reviews["text"]]
 
     before = losses()
-    study_baselines.fine_tune(policy, profile, steps=30, batch_size=2, learning_rate=0.02, seed=1)
+    baselines.fine_tune(policy, profile, steps=30, batch_size=2, learning_rate=0.02, seed=1)
     after = losses()
     falls = [b - a for b, a in zip(before, after, strict=True)]
     assert falls[0] > 1 and falls[0] > 2 * max(falls[1:])
