@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rlhf_helpers.config.trl_config import ConfigError, resolve_run_dir
+from rlhf_helpers.runs.files import made_directory, writing_to
 
 from .bench import VARIED, bench, vary
 from .bench_iteration import CLOCKS, Case
@@ -52,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure, write JSON and figure, print a table and, as the last line, one JSON object."""
-    out = resolve_run_dir(arguments.out)
+    out = made_directory(resolve_run_dir(arguments.out))
+    with writing_to(out):
+        return _measured(arguments, out)
+
+
+def _measured(arguments: argparse.Namespace, out: Path) -> int:
     if arguments.gpu_report:
         from .bench_gpu import gpu_report
 

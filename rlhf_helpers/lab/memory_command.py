@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_helpers.config.checks import wrong
 from rlhf_helpers.config.trl_config import (
     TRLConfig,
     load_profile,
@@ -22,7 +23,7 @@ from rlhf_helpers.config.trl_config import (
     resolve_run_dir,
 )
 from rlhf_helpers.progress import Progress
-from rlhf_helpers.runs.files import atomic_write_text
+from rlhf_helpers.runs.files import atomic_write_text, made_directory, writing_to
 
 from .memory import MemoryPrediction, available_bytes, largest_part, predict, predict_profile
 from .shapes import shape_config
@@ -84,8 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print what was asked for."""
+    if arguments.settings and (arguments.table or not arguments.profile):
+        raise wrong("--set", arguments.settings, "it goes with --profile; name one")
     if arguments.table:
-        print(measured_table(resolve_run_dir(arguments.out)))
+        out = made_directory(resolve_run_dir(arguments.out))
+        with writing_to(out):
+            print(measured_table(out))
     elif arguments.profile:
         profile = load_profile(arguments.profile, parse_overrides(arguments.settings))
         on_gpu = None if arguments.device is None else arguments.device == "gpu"

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rlhf_helpers.data.assets import AssetError, read_sums
+
 JUDGE_DIR = Path(__file__).resolve().parents[1] / "artifacts" / "ngram-judge"
 JUDGE_BUCKETS = range(1, 4)
 HELD_OUT_BUCKET = 0
@@ -39,7 +41,7 @@ VECTORIZER = dict(
 Report = Callable[[str], None]
 
 
-class JudgeError(RuntimeError):
+class JudgeError(AssetError):
     """The stored judge is missing or is not the one its checksums describe."""
 
 
@@ -98,11 +100,7 @@ def load_judge(directory: str | Path = JUDGE_DIR) -> JudgeModel:
     for needed in (path, path.with_name("SHA256SUMS")):
         if not needed.is_file():
             raise JudgeError(f"The judge's file {needed} is missing: {remedy}.")
-    expected = dict(
-        reversed(line.split(maxsplit=1))
-        for line in path.with_name("SHA256SUMS").read_text().splitlines()
-    )
-    if _sha256(path) != expected.get(path.name):
+    if _sha256(path) != read_sums(Path(directory)).get(path.name):
         raise JudgeError(f"{path} does not have the hash in SHA256SUMS: {remedy}.")
     with np.load(path, allow_pickle=False) as stored:
         features = stored["features"].tobytes().decode().split("\n")
