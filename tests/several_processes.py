@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.training.rollout import Rollout
+from rlhf_helpers.training.rollout import RolloutStore
 from rlhf_helpers.training.trainer import PPOTrainer, train
 
 
@@ -27,7 +27,8 @@ def optimizer_steps(root: Path, semantics: str) -> None:
     )  # fmt: skip
     trainer = PPOTrainer(config, letter_reward)
     rollouts = torch.load(root / f"rollouts_{semantics}.pt", weights_only=True)
-    trainer.store = trainer.processes.own([Rollout(**fields) for fields in rollouts])
+    store = RolloutStore.from_state(rollouts)
+    trainer.store = store.chosen(trainer.processes.own(range(len(store))))
     for _ in range(3):
         trainer.optimizer_step(range(len(trainer.store)))
     if trainer.processes.is_main:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -90,6 +91,24 @@ def tiny_train(root, reward_fn=letter_reward, prompts=PROMPTS, eval_prompts=None
         config=run_config(root, **settings),
         **arguments,
     )
+
+
+def one_by_one(store):
+    """The rollouts of a store, each with its own columns only; changes reach the store."""
+    found = []
+    for i in range(len(store)):
+        one = SimpleNamespace(score=store.scores[i])
+        left = store.query_width - store.query_widths[i]
+        right = store.query_width + store.response_widths[i]
+        one.query = store.tokens[i, left : store.query_width]
+        one.response = store.tokens[i, store.query_width : right]
+        one.attention_mask = store.attention_mask[i, left:right]
+        one.trunk = None if store.trunk is None else store.trunk[i, left:right]
+        for name in ("logprobs", "ref_logprobs", "values", "rewards", "loss_mask"):
+            setattr(one, name, getattr(store, name)[i, : store.columns[i]])
+        one.advantages = None if store.advantages is None else store.advantages[i]
+        found.append(one)
+    return found
 
 
 def without_times(lines):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -18,7 +17,6 @@ from . import kwargs as config_kwargs
 from .checks import (
     Check,
     ConfigError,
-    ConfigWarning,
     boolean,
     closest,
     file_path,
@@ -33,40 +31,9 @@ from .checks import (
     unknown,
     wrong,
 )
+from .other_trlx import FOREIGN_FIELDS, causal, ppo_trainer, warn_foreign
 
 S = TypeVar("S")
-
-# Fields of other trlX versions (0.3 to 0.7) that have no meaning here, and why.
-FOREIGN_FIELDS: dict[str, dict[str, str]] = {
-    "train": {
-        "minibatch_size": "a batch is not split",
-        "run_name": "the run is named by its directory",
-        "save_optimizer": "checkpoints always hold the optimizer",
-        "resume_from_checkpoint": "a run resumes from its own directory by itself",
-        "orchestrator": "there is one way to make rollouts",
-        "trackers": "see train.tracker",
-    },
-    "model": {
-        "model_extra_configs": "see model.dtype and model.load_in_4bit",
-        "model_type": "the trainer is chosen by method.name",
-        "tokenizer_path": "see tokenizer.tokenizer_path",
-    },
-    "tokenizer": {"tokenizer_extra_configs": "the tokenizer is loaded as it is"},
-    "optimizer": {},
-    "scheduler": {},
-    "method": {"num_value_layers_unfrozen": "the value head has no layers of its own"},
-}
-
-
-def warn_foreign(names: list[str]) -> None:
-    """Name in one warning all fields that trlX knows and that have no effect here."""
-    if not names:
-        return
-    described = ", ".join(
-        f"{name} ({FOREIGN_FIELDS[name.split('.')[0]][name.split('.')[1]]})" for name in names
-    )
-    warnings.warn(f"these trlX fields have no effect here: {described}", ConfigWarning,
-                  stacklevel=3)
 
 
 def setting(check: Check, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING):
@@ -143,15 +110,11 @@ class Section:
         return {name: copy.deepcopy(getattr(self, name)) for name in self.field_names()}
 
 
-def _registered_name(expected: str) -> Check:
-    """trlX looks pipelines and trainers up in a registry; here there is one of each."""
-
-    def check(path: str, value: Any) -> str:
-        if text(path, value).lower() != expected.lower():
-            raise wrong(path, value, f"give {expected!r}, the only one here")
-        return value
-
-    return check
+def _prompt_pipeline(path: str, value: Any) -> str:
+    """trlX looks pipelines up in a registry; here there is one."""
+    if text(path, value).lower() != "promptpipeline":
+        raise wrong(path, value, "give 'PromptPipeline', the only one here")
+    return value
 
 
 @section
@@ -166,8 +129,8 @@ class TrainConfig(Section):
     batch_size: int = setting(integer(1, 65_536))  # rollouts per optimizer step
     checkpoint_interval: int = setting(integer(1))  # optimizer steps
     eval_interval: int = setting(integer(1))  # optimizer steps
-    pipeline: str = setting(_registered_name("PromptPipeline"))
-    trainer: str = setting(_registered_name("AcceleratePPOTrainer"))
+    pipeline: str = setting(_prompt_pipeline)
+    trainer: str = setting(ppo_trainer)
     trainer_kwargs: dict[str, Any] = setting(plain_mapping, factory=dict)
     project_name: str = setting(text, "trlx")
     entity_name: str | None = setting(optional(text), None)
@@ -197,7 +160,7 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
 
     model_path: str = setting(file_path)
-    model_arch_type: str = setting(one_of("causal"), "causal")
+    model_arch_type: str = setting(causal, "causal")
     num_layers_unfrozen: int = setting(integer(-1, 10_000), -1)  # top layers that LoRA modifies
     delta_kwargs: dict[str, Any] | None = setting(optional(config_kwargs.delta_kwargs), None)
     # In trlX 0.7, not in 0.6:

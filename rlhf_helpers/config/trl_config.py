@@ -1,9 +1,9 @@
 """Configurations: trlX's classes and YAML format, and the profiles of this project.
 
-A configuration of trlX v0.6.0 works unchanged, from Python or from YAML. A profile is such a file
-with a few sections more: `assets` (which policy, reward model, data and judge), `evaluation` and
-`prompts`. Everything is checked when it is made; a `ConfigError` is one sentence with the field,
-the value and the remedy. Nothing here imports torch.
+A configuration of PPO on a causal language model that trlX v0.6.0 could train with works unchanged,
+from Python or from YAML. A profile is such a file with a few sections more: `assets` (which policy,
+reward model, data and judge), `evaluation` and `prompts`. Everything is checked when it is made; a
+`ConfigError` is one sentence with the field, the value and the remedy. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from .files import (
     write_whole,
 )
 from .kwargs import optimizer_class_path, scheduler_class_path
+from .other_trlx import FOREIGN_FIELDS, in_todays_sections, warn_foreign
 from .sections import (
-    FOREIGN_FIELDS,
     SECTIONS,
     GRPOConfig,
     MethodConfig,
@@ -61,7 +61,6 @@ from .sections import (
     get_method,
     register_method,
     setting_names,
-    warn_foreign,
 )
 
 __all__ = [
@@ -114,12 +113,16 @@ class TRLConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> TRLConfig:
-        """Build from nested dicts. Fields of other trlX versions are named in one warning."""
+        """Build from nested dicts, in trlX's sections of 0.5 to 0.7 or in those of 0.4.
+
+        Fields of other trlX versions are named in one warning; ConfigError says what is missing.
+        """
         config = {k: v for k, v in mapping("the configuration", config).items()
                   if k not in PROFILE_SECTIONS}
         for name in config:
             if name not in SECTIONS:
                 raise unknown(name, closest(name, SECTIONS))
+        config = in_todays_sections(config)
         fields = {name: _section_fields(config, name) for name in SECTIONS}
         foreign = [f"{section}.{name}" for section, given in fields.items() for name in given
                    if name in FOREIGN_FIELDS[section]]
@@ -127,8 +130,8 @@ class TRLConfig:
         known = {section: {k: v for k, v in given.items() if f"{section}.{k}" not in foreign}
                  for section, given in fields.items()}
         method = get_method(known["method"].get("name", "PPOConfig"))
-        classes = {**SECTIONS, "method": method}
-        return cls(**{name: classes[name].from_dict(known[name]) for name in SECTIONS})
+        classes = {"train": SECTIONS["train"], **SECTIONS, "method": method}  # its trainer first
+        return cls(**{name: section.from_dict(known[name]) for name, section in classes.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, in trlX's order; a copy."""

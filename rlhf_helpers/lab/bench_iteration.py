@@ -31,9 +31,11 @@ from rlhf_helpers.models.loading import load_base, load_tokenizer, make_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_json, read_json
-from rlhf_helpers.training.experience import ExperienceMaker, RewardCaller, Scores, timed
+from rlhf_helpers.training.experience import ExperienceMaker, RewardCaller, timed
 from rlhf_helpers.training.prompts import Prompt, PromptStream
-from rlhf_helpers.training.rollout import Tokenised, keep_sampled_ids
+from rlhf_helpers.training.rollout import Scores
+from rlhf_helpers.training.semantics import semantics_of, sequences_of
+from rlhf_helpers.training.sequences import Sequences
 from rlhf_helpers.training.trainer import PPOTrainer
 
 from .counted_work import (
@@ -203,7 +205,7 @@ class TokenExperience(ExperienceMaker):
 
     def read(
         self, ids: Tensor, mask: Tensor, samples: Tensor, prompts: list[Prompt], times: dict
-    ) -> tuple[Scores, Tokenised]:
+    ) -> tuple[Scores, Sequences]:
         """Scores of token ids, and the ids themselves."""
         with timed(times, "time/exp_score", self.clock):
             scores = torch.rand(len(samples)).tolist()
@@ -212,14 +214,15 @@ class TokenExperience(ExperienceMaker):
                 with torch.no_grad():
                     logits = self.scorer(samples % vocabulary).logits
                 scores = logits.softmax(-1)[:, 1].float().tolist()
-        if self.corrected:
-            return scores, keep_sampled_ids(self.policy.tokenizer, ids, mask, samples)
+        if self.semantics.keeps_drawn_ids:
+            tokenizer = self.policy.tokenizer
+            return scores, sequences_of(self.semantics, tokenizer, ids, mask, samples)
         special = samples.new_full((len(samples), 1), self.policy.tokenizer.pad_token_id)
         width = ids.shape[1]
         tokens = torch.cat([samples[:, :width], special, samples[:, width:]], 1)
         seen = (tokens != self.policy.tokenizer.pad_token_id).long()
         end = tokens.shape[1] - 1
-        return scores, Tokenised(tokens, seen, width, [end] * len(tokens), seen[:, :-1])
+        return scores, Sequences(tokens, seen, width, [end] * len(tokens), seen[:, :-1])
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -263,7 +266,7 @@ def measure(case: Case) -> dict[str, Any]:
         for i in range(case.iterations):
             order = list(trainers) if i % 2 == 0 else list(trainers)[::-1]
             for name in order:
-                trainers[name].store = []
+                trainers[name].store = None
                 _start_peak(case.device)
                 runs[name].append(run_iteration(trainers[name]))
                 peaks[name] = max(peaks.get(name, 0), _peak(case.device))
@@ -286,7 +289,7 @@ def measure_memory(case: Case) -> dict[str, int]:
 def task_of(trainer: PPOTrainer, case: Case) -> Task:
     """The sizes of the trainer's iterations; a profile's prompts count with their mean length."""
     config = trainer.config
-    corrected = config.method.semantics == "corrected"
+    corrected = semantics_of(config.method.semantics).keeps_drawn_ids
     prompts = trainer.experience.prompts.prompts
     return Task(
         rollouts=config.method.num_rollouts,

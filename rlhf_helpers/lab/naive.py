@@ -21,7 +21,7 @@ from rlhf_helpers.models.policy import Policy, Scored
 class NaivePolicy(Policy):
     """A policy that shares nothing between its passes. Results are those of `Policy`."""
 
-    takes_room_at_once = False
+    own_decoding = False
 
     def forward(
         self, tokens: Tensor, attention_mask: Tensor, start: int, width: int, trunk: Tensor | None

@@ -42,8 +42,6 @@ from .lora import (
 from .lora_state import merged_state_dict
 
 STATIC_WIDTH = 16  # tokens
-# Whoever gives one of these to `generate` decides about the key-value cache.
-CACHE_SETTINGS = {"cache_implementation", "past_key_values", "use_cache", "num_beams"}
 
 
 class Scored(NamedTuple):
@@ -58,7 +56,7 @@ class Scored(NamedTuple):
 class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
-    takes_room_at_once = True  # for the key-value cache while sampling: see kv_cache.py
+    own_decoding = True  # see decoding.py
 
     def __init__(
         self,
@@ -89,7 +87,8 @@ class Policy(nn.Module):
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
-        self._wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.record: Any = None  # a kept_trunk.SamplingRecord, where sampling is to fill one
         self.set_dropout(active=False)
 
     # --- parts -----------------------------------------------------------------------------
@@ -223,7 +222,7 @@ class Policy(nn.Module):
 
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         positions = {}
-        if self._wants_positions:
+        if self.wants_positions:
             position_ids = attention_mask.long().cumsum(-1) - 1
             positions["position_ids"] = position_ids.masked_fill(attention_mask == 0, 1)
         return self.decoder(
@@ -262,35 +261,41 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        """Sample continuations with transformers' `generate`: [B, Q] -> [B, Q + new tokens].
+        """Sample continuations, [B, Q] -> [B, Q + new tokens]; arguments as of `base.generate`.
 
-        With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
-        fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH.
+        The loop of decoding.py, and transformers' own where that loop does not know a setting.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        pad = self.tokenizer.pad_token_id
-        settings = dict(eos_token_id=self.tokenizer.eos_token_id, pad_token_id=pad) | kwargs
-        static = settings.get("cache_implementation") == "static"
-        if self.takes_room_at_once and self._room_is_known(settings):
-            # Not above: the transformers of engine="trlx" has no such layers.
-            from .kv_cache import roomy_cache
+        tokenizer = self.tokenizer
+        given = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        given |= kwargs
+        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        if self.own_decoding:
+            # Not above: the transformers of engine="trlx" lacks what is imported there.
+            from .decoding import decode, settings_for
 
-            room = input_ids.shape[1] + settings["max_new_tokens"]
-            settings["past_key_values"] = roomy_cache(self.base.config, room)
-        more = -input_ids.shape[1] % STATIC_WIDTH if static else 0
+            settings = settings_for(self.base, given)
+            if settings is not None:
+                with self._autocast():
+                    sampled = decode(self, ids, mask, settings, self.record is not None)
+                if self.record is not None:
+                    self.record.ids, self.record.states = sampled.fed, sampled.states
+                return sampled.tokens
+        return self._generate_with_transformers(ids, mask, given)
+
+    def _generate_with_transformers(self, ids: Tensor, mask: Tensor, given: dict) -> Tensor:
+        """With `cache_implementation="static"` transformers compiles decoding on a GPU. A graph
+        fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH."""
+        static = given.get("cache_implementation") == "static"
+        more = -ids.shape[1] % STATIC_WIDTH if static else 0
         with self._autocast():
             rows = self.base.generate(
-                input_ids=F.pad(input_ids, (more, 0), value=pad).to(self.device),
-                attention_mask=F.pad(attention_mask, (more, 0)).to(self.device),
-                **settings,
+                input_ids=F.pad(ids, (more, 0), value=given["pad_token_id"]),
+                attention_mask=F.pad(mask, (more, 0)),
+                **given,
             )
         return rows[:, more:] if more else rows
-
-    @staticmethod
-    def _room_is_known(settings: dict[str, Any]) -> bool:
-        given = {name for name, value in settings.items() if value is not None}
-        return "max_new_tokens" in given and CACHE_SETTINGS.isdisjoint(given)
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:

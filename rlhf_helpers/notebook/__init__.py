@@ -1,4 +1,6 @@
 """Running, opening and keeping the notebooks: the only room that knows that they exist.
+
+Nothing below may import it: whatever a notebook shows is computed in another room.
 """
 
 import lazy_loader

@@ -36,7 +36,7 @@ KEPT_IF_THERE = ("evaluation_*.json", "judge_course.csv")
 def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = None) -> Path:
     """Copy a finished run to figures/reference_runs/<profile> or figures/seeds/<profile>-<seed>.
 
-    A further seed of a run under `corrected` semantics goes to figures/corrected/ instead.
+    A further seed under other semantics than the profile's goes to figures/<semantics>/ instead.
     What was kept there before is replaced as a whole. Raises MissingRunFileError when the run is
     not finished, ConfigError when a notebook of it failed or the files are too large to commit.
     """
@@ -55,7 +55,9 @@ def _keep(run: RunDir, as_seed: bool, figures: Path) -> Path:
         raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
     sources += [path for pattern in KEPT_IF_THERE for path in sorted(run.path.glob(pattern))]
     profile = load_profile(run.path)
-    kind = "corrected" if profile.config.method.semantics == "corrected" else "seeds"
+    semantics = profile.config.method.semantics
+    as_usual = semantics == load_profile(profile.name).config.method.semantics
+    kind = "seeds" if as_usual else semantics
     place = f"{kind}/{profile.name}-{profile.config.train.seed}"
     target = figures / (place if as_seed else f"reference_runs/{profile.name}")
     made_directory(target.parent)

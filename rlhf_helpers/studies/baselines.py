@@ -30,6 +30,7 @@ from rlhf_helpers.evaluation.sampling import (
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import write_jsonl
+from rlhf_helpers.training.semantics import semantics_of
 
 BATCH = 64
 
@@ -63,12 +64,12 @@ def draw_candidates(
     fields = {"prompt": TEXT, "output": TEXT, "reward": NUMBER, "prompt_ids": LIST,
               "output_ids": LIST}  # fmt: skip
     records = read_jsonl(path, fields) if path.exists() else []
-    corrected = profile.config.method.semantics == "corrected"
+    special = semantics_of(profile.config.method.semantics).adds_special_tokens
     room = profile.config.train.seq_length - profile.config.method.gen_kwargs["max_new_tokens"]
     with Progress(len(wanted), "Candidates", unit="sample", done=len(records)) as progress:
         for first in range(len(records), len(wanted), 4 * BATCH):
             batch = wanted[first : first + 4 * BATCH]
-            samples = sample(policy, batch, profile.config.method.gen_kwargs, room, corrected)
+            samples = sample(policy, batch, profile.config.method.gen_kwargs, room, special)
             rewards = reward_fn(samples=[s.prompt + s.output for s in samples])
             records += [
                 {**dataclasses.asdict(s), "reward": r}
@@ -172,14 +173,14 @@ def with_positive_prompt(
     method, train = profile.config.method, profile.config.train
     room = train.seq_length - method.gen_kwargs["max_new_tokens"]
     room += len(policy.tokenizer(prefix)["input_ids"])  # the prompt itself keeps its room
-    corrected = method.semantics == "corrected"
+    special = semantics_of(method.semantics).adds_special_tokens
     records = []
     with Progress(len(prompts), "Sampling", unit="sample") as progress:
         for first in range(0, len(prompts), BATCH):
             batch = prompts[first : first + BATCH]
             longer = [dataclasses.replace(p, prompt=f"{prefix} {p.prompt}") for p in batch]
-            told = sample(policy, longer, method.gen_kwargs, room, corrected)
-            ids = policy.tokenizer([p.prompt for p in batch], add_special_tokens=corrected)
+            told = sample(policy, longer, method.gen_kwargs, room, special)
+            ids = policy.tokenizer([p.prompt for p in batch], add_special_tokens=special)
             plain = [
                 dataclasses.replace(s, prompt=p.prompt, prompt_ids=row)
                 for s, p, row in zip(told, batch, ids["input_ids"], strict=True)

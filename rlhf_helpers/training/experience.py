@@ -21,23 +21,16 @@ from rlhf_helpers.algorithms.ppo import RunningMoments
 from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.rewards.calling import tokenizer_keyword
 from rlhf_helpers.rewards.reward import call_reward_fn, check_rewards
 
 from .processes import Processes
 from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from .random_states import undone_on_failure
-from .rollout import (
-    ChunkStatistics,
-    Decoded,
-    Rollout,
-    Tokenised,
-    build_rollouts,
-    decode,
-    keep_sampled_ids,
-    retokenise,
-)
+from .rollout import ChunkStatistics, RolloutStore, Scores, build_rollouts, total
+from .semantics import semantics_of, sequences_of
+from .sequences import Decoded, Sequences, decode
 
-Scores = list[float] | list[list[float]]
 # Seconds: sampling, the reward function (trlX's names), log-probabilities and values.
 PHASES = ("time/exp_generate", "time/exp_score", "time/exp_forward")
 
@@ -46,11 +39,13 @@ class RewardCaller:
     """A user's reward function, called as trlX calls it, its result checked."""
 
     def __init__(
-        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0
-    ):
+        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0,
+        tokenizer: Any = None,
+    ):  # fmt: skip
         self.reward_fn = reward_fn
         self.timeout_seconds = timeout_seconds
         self.retries = retries
+        self.keywords = tokenizer_keyword(reward_fn, tokenizer)
 
     def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
         """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
@@ -59,7 +54,7 @@ class RewardCaller:
             samples=texts.samples,
             prompts=texts.prompts,
             outputs=texts.outputs,
-            **metadata_of(prompts),
+            **self.keywords | metadata_of(prompts),
         )
         values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)
@@ -77,7 +72,7 @@ class ScoreScaler:
 
     def __call__(self, scores: Scores) -> tuple[Scores, dict[str, float]]:
         """Scaled scores of one chunk, and the statistics of the raw ones."""
-        totals = [_total(s) for s in scores]
+        totals = [total(s) for s in scores]
         if self.processes is not None:
             totals = self.processes.together(totals)
         sums = torch.tensor(totals)
@@ -113,10 +108,6 @@ class ScoreScaler:
         self.moments = RunningMoments(**state["moments"])
 
 
-def _total(score) -> float:
-    return math.fsum(score) if isinstance(score, (list, tuple)) else float(score)
-
-
 def _divisor(std: float) -> float:
     # Scores that are all the same have no spread (and one score alone has none to speak of).
     return std if std > 1e-12 else 1.0
@@ -127,10 +118,13 @@ class Collection:
     """The rollouts of one iteration while they are being made, chunk by chunk."""
 
     kl_coef: float
-    rollouts: list[Rollout] = field(default_factory=list)
-    kls: list[float | None] = field(default_factory=list)  # of each chunk, for the KL controller
+    chunks: list[RolloutStore] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)  # of each chunk, for the KL controller
     sequence_kls: list[float] = field(default_factory=list)  # of each chunk, nats per sequence
     stats: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
 
 
 class ExperienceMaker:
@@ -154,7 +148,7 @@ class ExperienceMaker:
         self.stop_sequences = stop_sequences
         self.scaler = ScoreScaler(method, processes)
         self.processes = processes
-        self.corrected = method.semantics == "corrected"
+        self.semantics = semantics_of(method.semantics)
         self.per_prompt = samples_per_prompt(method)
         # Chunks that were scored before something failed or the run was interrupted.
         self.collection: Collection | None = None
@@ -162,43 +156,52 @@ class ExperienceMaker:
         self.clock = time.perf_counter  # for the times among the statistics
         self.keep_trunk = True  # False: nothing is kept for later passes (a benchmark's other half)
 
-    def make(self, num_rollouts: int, kl_coef: float) -> tuple[list[Rollout], dict[str, float]]:
+    def make(self, num_rollouts: int, kl_coef: float) -> tuple[RolloutStore, dict[str, float]]:
         """At least `num_rollouts` rollouts (the last chunk may overshoot) and what to log of them.
 
-        `mean_kl` among the statistics is what the KL controller gets: in `trlx` the last
-        chunk's, in `corrected` the mean over chunks. Where a chunk fails, those before it are
-        kept in `collection`, and the next call goes on with the chunk that failed.
+        `mean_kl` among the statistics is what the KL controller gets. Where a chunk fails, those
+        before it are kept in `collection`, and the next call goes on with the chunk that failed.
         """
         started = self.clock()
-        made = self.collection = self.collection or Collection(kl_coef)
-        while len(made.rollouts) < num_rollouts:
+        made = self.collection
+        if made is None:
+            made = self.collection = Collection(kl_coef)
+        while len(made) < num_rollouts:
             with undone_on_failure(self.prompts):
                 prompts = next(self.prompts)
-                # trlX keeps the last chunk's divergence only.
-                new = len(prompts) * self.per_prompt
-                is_last = len(made.rollouts) + new >= num_rollouts
+                is_last = len(made) + len(prompts) * self.per_prompt >= num_rollouts
                 chunk, chunk_stats, kl = self._chunk(prompts, made.kl_coef, made.stats, is_last)
-            made.rollouts.extend(chunk)
+            made.chunks.append(chunk)
             made.stats.update(chunk_stats)
-            made.kls.append(kl.mean_kl)
+            made.divergences.append(kl.divergence)
             made.sequence_kls.append(kl.kl_per_sequence)
             self.after_chunk()
         self.collection = None
+        rollouts = RolloutStore.joined(made.chunks, self.policy.tokenizer.pad_token_id)
+        if self.per_prompt == 1:
+            rollouts.set_advantages(self.method.gamma, self.method.lam)
+        else:
+            set_group_advantages(rollouts, self.method)
+        return rollouts, self._statistics(made, rollouts, started)
+
+    def _statistics(
+        self, made: Collection, rollouts: RolloutStore, started: float
+    ) -> dict[str, float]:
         stats = made.stats
-        mean_kl = sum(made.kls) / len(made.kls) if self.corrected else made.kls[-1]
+        mean_kl = self.semantics.controller_input(made.divergences)
         if self.processes is not None:
             mean_kl = self.processes.mean({"mean_kl": mean_kl})["mean_kl"]
         stats["mean_kl"] = mean_kl
         stats["kl_ctl_value"] = made.kl_coef
         stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
         stats["objective/kl"] = sum(made.sequence_kls) / len(made.sequence_kls)
-        stats.update(variety(made.rollouts))
+        stats.update(variety(rollouts))
         stats["time/exp"] = self.clock() - started
-        return made.rollouts, stats
+        return stats
 
     def _chunk(
         self, prompts: list[Prompt], kl_coef: float, times: dict[str, float], is_last: bool
-    ) -> tuple[list[Rollout], dict[str, float], ChunkStatistics]:
+    ) -> tuple[RolloutStore, dict[str, float], ChunkStatistics]:
         """Rollouts of one chunk of prompts; seconds are added to `times`."""
         pad = self.policy.tokenizer.pad_token_id
         prompts = [prompt for prompt in prompts for _ in range(self.per_prompt)]
@@ -217,13 +220,10 @@ class ExperienceMaker:
             # GRPO has the penalty in its loss, all others in the reward.
             penalty = 0.0 if isinstance(self.method, GRPOConfig) else kl_coef
             rollouts, kl = build_rollouts(
-                self.policy, sequences, scaled, penalty, self.corrected, trunk=trunk,
-                keep_trunk=self.keep_trunk, wants_mean_kl=is_last,
+                self.policy, sequences, scaled, penalty, self.semantics, trunk=trunk,
+                keep_trunk=self.keep_trunk, is_last_chunk=is_last,
             )  # fmt: skip
-        if self.per_prompt > 1:
-            set_group_advantages(rollouts, self.method)
-        for rollout, score in zip(rollouts, scores, strict=True):
-            rollout.score = _total(score)  # as the reward function gave it
+        rollouts.scores = [total(score) for score in scores]  # as the reward function gave them
         return rollouts, stats, kl
 
     def read(
@@ -233,17 +233,16 @@ class ExperienceMaker:
         samples: Tensor,
         prompts: list[Prompt],
         times: dict[str, float],
-    ) -> tuple[Scores, Tokenised]:
+    ) -> tuple[Scores, Sequences]:
         """The reward function's scores of samples, and the samples as the update will see them."""
-        tokenizer = self.policy.tokenizer
-        texts = decode(
-            tokenizer, ids, samples, self.stop_sequences, append_eos_token=not self.corrected
-        )
+        tokenizer, stops = self.policy.tokenizer, self.stop_sequences
+        texts = decode(tokenizer, ids, samples, stops, self.semantics.appends_eos_text)
         with timed(times, "time/exp_score", self.clock):
             scores = self.reward(texts, prompts)
-        if self.corrected:
-            return scores, keep_sampled_ids(tokenizer, ids, mask, samples, self.stop_sequences)
-        return scores, retokenise(tokenizer, ids, texts.outputs)
+        sequences = sequences_of(
+            self.semantics, tokenizer, ids, mask, samples, texts.outputs, stops
+        )
+        return scores, sequences
 
     def sample(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, SamplingRecord | None]:
         """Continuations of prompts [n, Q] -> [n, Q + new tokens], with the rollouts' settings.
@@ -267,19 +266,23 @@ def timed(times: dict[str, float], name: str, clock: Callable[[], float]) -> Ite
     times[name] += clock() - started
 
 
-def variety(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def variety(rollouts: RolloutStore) -> dict[str, float]:
     """How long and how varied the responses are.
 
     policy/entropy: sampled estimate of the policy's entropy, -mean log p(token), nats a token.
     rollout/distinct: how many different responses there are.
     """
-    tokens = sum(r.loss_mask.sum().item() for r in rollouts)
-    nats = -sum((r.logprobs * r.loss_mask).sum().item() for r in rollouts)
-    responses = {tuple(r.response[r.attention_mask[len(r.query) :] == 1].tolist())
-                 for r in rollouts}  # fmt: skip
+    tokens = rollouts.loss_mask.sum().item()
+    nats = -(rollouts.logprobs * rollouts.loss_mask).sum().item()
+    responses = rollouts.tokens[:, rollouts.query_width :].tolist()
+    seen = rollouts.attention_mask[:, rollouts.query_width :].tolist()
+    different = {
+        tuple(id_ for id_, real in zip(row, mask, strict=True) if real)
+        for row, mask in zip(responses, seen, strict=True)
+    }
     return {
         "rollout/length": tokens / len(rollouts),
-        "rollout/distinct": len(responses),
+        "rollout/distinct": len(different),
         "policy/entropy": nats / max(tokens, 1),
     }
 
@@ -300,14 +303,12 @@ def prompts_per_chunk(method: PPOConfig, chunk_size: int) -> int:
     return chunk_size // k
 
 
-def set_group_advantages(rollouts: Sequence[Rollout], method: PPOConfig) -> None:
-    """Write each rollout's advantage among the samples of its prompt, which stand side by side.
+def set_group_advantages(rollouts: RolloutStore, method: PPOConfig) -> None:
+    """Set each rollout's advantage among the samples of its prompt, which stand side by side.
 
     A response's reward is the sum over its columns: the scaled score, less RLOO's KL penalty.
     """
-    rewards = torch.stack([r.rewards.sum() for r in rollouts])
-    groups = rewards.view(-1, samples_per_prompt(method))
+    groups = rollouts.rewards.sum(1).view(-1, samples_per_prompt(method))
     is_rloo = isinstance(method, RLOOConfig)
     measure = leave_one_out_advantages if is_rloo else group_normalised_advantages
-    for rollout, advantage in zip(rollouts, measure(groups).flatten().tolist(), strict=True):
-        rollout.advantage = advantage
+    rollouts.advantages = rollouts.returns = measure(groups).reshape(-1, 1)

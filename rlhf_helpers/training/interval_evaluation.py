@@ -12,7 +12,7 @@ from rlhf_helpers.models.policy import Policy
 
 from .experience import RewardCaller
 from .prompts import Prompt, metadata_of, pad_prompts
-from .rollout import decode
+from .sequences import decode
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
@@ -45,7 +46,7 @@ class TrainingLog:
         self.trackers: Trackers | None = None
         self.processes: Processes | None = None  # None: this process alone
         self.lines = {"metrics": 0, "eval_samples": 0}  # written so far
-        self._waiting: list[tuple[int, dict[str, Tensor]]] = []
+        self._waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
     def start_trackers(self) -> None:
         """Start the tracker that the configuration names, if any."""
@@ -112,14 +113,15 @@ class TrainingLog:
         if self.callback is not None:
             self.callback(record)
 
-    def later(self, step: int, stats: dict[str, Tensor]) -> None:
+    def later(self, step: int, stats: dict[str, Tensor | float]) -> None:
         """Keep an optimizer step's statistics where they are until `flush`."""
         self._waiting.append((step, stats))
 
     def flush(self) -> list[tuple[int, dict[str, float]]]:
         """Bring the waiting statistics to the host, all at once, and write them; returns them."""
         waiting, self._waiting = self._waiting, []
-        arrived = [(step, {k: v.item() for k, v in stats.items()}) for step, stats in waiting]
+        steps, stats = [step for step, _ in waiting], [stats for _, stats in waiting]
+        arrived = list(zip(steps, on_the_host(stats), strict=True))
         for step, stats in arrived:
             self.write(step, stats)
         return arrived
@@ -132,6 +134,16 @@ class TrainingLog:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
         self.lines["eval_samples"] += len(records)
+
+
+def on_the_host(waiting: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
+    """Statistics of several steps as numbers: all that lies on a device comes in one copy."""
+    tensors = [x.float() for stats in waiting for x in stats.values() if isinstance(x, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [
+        {name: next(numbers) if isinstance(x, Tensor) else x for name, x in stats.items()}
+        for stats in waiting
+    ]
 
 
 def report_to_sweep(metrics: dict[str, float]) -> None:

@@ -32,8 +32,14 @@ class Processes:
     def __init__(self, mixed_precision: str = "no"):
         """Join the processes that `accelerate launch` started, or be the only one.
 
-        Raises ConfigError where the launcher asks for FSDP.
+        Raises ConfigError where the launcher asks for DeepSpeed, Megatron-LM or FSDP.
         """
+        for name in ("DeepSpeed", "Megatron_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+                raise ConfigError(
+                    f"{name.replace('_', '-')} is not supported: launch with --multi_gpu instead; "
+                    "a model too large for one GPU fits with a 4-bit base (profile alpaca-7b)."
+                )
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             raise ConfigError(
                 "FSDP is not supported: the policy is sampled, scored and merged outside a forward "

@@ -49,7 +49,7 @@ class Saving:
         state = state_of(trainer) | {"made_of": made_of}
         if trainer.processes.is_main:
             trainer.log.sync()
-            scores = [rollout.score for rollout in trainer.store]
+            scores = [] if trainer.store is None else trainer.store.scores
             score = sum(scores) / len(scores) if scores else None
             save_checkpoint(root, trainer.step, state, trainer.config.train.keep_checkpoints, score)
             if root == trainer.directory / "checkpoints":

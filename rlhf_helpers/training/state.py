@@ -6,12 +6,13 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from rlhf_helpers.config.trl_config import ConfigError
 
-from .experience import Collection
+from .experience import Collection, samples_per_prompt
 from .random_states import random_states, set_random_states
-from .rollout import Rollout
+from .rollout import COLUMNS, RolloutStore
 
 # Numbers and lists of the loop, by the names of the trainer's attributes.
 LOOP = ("step", "iteration", "position", "plan", "mean_kl", "best_reward", "shown", "todo")
@@ -48,7 +49,7 @@ def _of_this_process(trainer) -> dict[str, Any]:
     """What differs between the processes of one run."""
     prompts = trainer.experience.prompts
     return {
-        "store": [vars(rollout) for rollout in trainer.store],
+        "store": None if trainer.store is None else trainer.store.state_dict(),
         "collection": _packed(trainer.experience.collection),
         "random": random_states(),
         "prompts": [prompts.epoch, prompts.position],
@@ -74,8 +75,8 @@ def restore(trainer, state: dict[str, Any]) -> None:
     trainer.scheduler.load_state_dict(state["scheduler"])
     if state["loss_scale"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(state["loss_scale"])
-    trainer.store = [Rollout(**fields) for fields in own["store"]]
-    experience.collection = _unpacked(own["collection"])
+    trainer.store = restored_rollouts(trainer, own["store"])
+    experience.collection = _unpacked(trainer, own["collection"])
     for name in LOOP:
         setattr(trainer, name, loop[name])
     trainer.kl_ctl.value = loop["kl_coef"]
@@ -107,13 +108,53 @@ def put_back_weights(trainer, kept: dict[str, Any]) -> None:
     trainer.optimizer.load_state_dict(copy.deepcopy(kept["optimizer"]))
 
 
+def restored_rollouts(trainer, saved) -> RolloutStore | None:
+    """Rollouts of a checkpoint on the policy's device; None where there are none."""
+    if not saved:
+        return None
+    if isinstance(saved, list):
+        saved = before_the_store(saved, trainer)
+    return RolloutStore.from_state(saved).to(trainer.policy.device)
+
+
 def _packed(collection: Collection | None) -> dict[str, Any] | None:
     if collection is None:
         return None
-    return {**vars(collection), "rollouts": [vars(r) for r in collection.rollouts]}
+    return {**vars(collection), "chunks": [chunk.state_dict() for chunk in collection.chunks]}
 
 
-def _unpacked(fields: dict[str, Any] | None) -> Collection | None:
+def _unpacked(trainer, fields: dict[str, Any] | None) -> Collection | None:
     if fields is None:
         return None
-    return Collection(**{**fields, "rollouts": [Rollout(**r) for r in fields["rollouts"]]})
+    if "rollouts" in fields:  # written before there was a store
+        fields = {**fields, "chunks": [fields["rollouts"]], "divergences": fields["kls"]}
+        fields = {k: v for k, v in fields.items() if k not in ("rollouts", "kls")}
+    chunks = [restored_rollouts(trainer, chunk) for chunk in fields["chunks"]]
+    return Collection(**{**fields, "chunks": [chunk for chunk in chunks if chunk is not None]})
+
+
+def before_the_store(rollouts: list[dict[str, Any]], trainer) -> dict[str, Any]:
+    """The state of a store, from rollouts as checkpoints held them until November 2026: one by one.
+
+    A rollout's `query` [Q], `response` [R] and columns [T] had the widths of its chunk.
+    """
+    stores = []
+    for r in rollouts:
+        query, response, columns = len(r["query"]), len(r["response"]), len(r["logprobs"])
+        stores.append(
+            RolloutStore(
+                tokens=torch.cat([r["query"], r["response"]])[None],
+                attention_mask=r["attention_mask"][None],
+                query_widths=[query], response_widths=[response], columns=[columns],
+                scores=[r["score"]],
+                trunk=None if r["trunk"] is None else r["trunk"][None],
+                **{name: F.pad(r[name], (0, response - columns))[None] for name in COLUMNS},
+            )
+        )  # fmt: skip
+    store = RolloutStore.joined(stores, trainer.tokenizer.pad_token_id)
+    if samples_per_prompt(trainer.config.method) > 1:
+        store.advantages = torch.tensor([[r["advantage"]] for r in rollouts])
+        store.returns = store.advantages
+    else:
+        store.set_advantages(trainer.config.method.gamma, trainer.config.method.lam)
+    return store.state_dict()

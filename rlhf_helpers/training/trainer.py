@@ -41,8 +41,9 @@ from .log import TrainingLog
 from .processes import Processes, local_device
 from .prompts import PromptStream, check_fits_model, check_prompts, tokenize_prompts
 from .random_states import undone_on_failure
-from .rollout import Minibatch, Rollout, collate, shuffled_minibatches
+from .rollout import Minibatch, RolloutStore
 from .saving import Saving
+from .semantics import semantics_of
 from .state import kept_weights
 from .trlx_engine import train_with_trlx
 from .update import built, method_loss
@@ -124,7 +125,7 @@ class PPOTrainer:
         self.stop_sequences = list(stop_sequences)
         self.directory = Path(config.train.checkpoint_dir)
         self.log = TrainingLog(config, self.directory, callback)
-        self.corrected = config.method.semantics == "corrected"
+        self.semantics = semantics_of(config.method.semantics)
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         if policy is None:
             policy = load_policy(config, local_device())
@@ -150,9 +151,11 @@ class PPOTrainer:
         self.batch_size = self.processes.share(train.batch_size, "train.batch_size")
         self.num_rollouts = self.processes.share(method.num_rollouts, "method.num_rollouts")
         self.kl_ctl = kl_controller(method.init_kl_coef, method.target, method.horizon)
-        self.reward = RewardCaller(reward_fn, train.reward_timeout_seconds, train.reward_retries)
+        self.reward = RewardCaller(
+            reward_fn, train.reward_timeout_seconds, train.reward_retries, self.tokenizer
+        )
         self.generator = torch.Generator().manual_seed(train.seed)  # order of the minibatches
-        self.store: list[Rollout] = []
+        self.store: RolloutStore | None = None
         self.plan: list[list[int]] = []  # the minibatch of each optimizer step of this iteration
         self.position = 0  # how many of them are done
         self.step = 0  # optimizer steps
@@ -166,9 +169,8 @@ class PPOTrainer:
         self.good_weights: dict[str, Any] | None = None  # of the start of this iteration
         self.saving = Saving(self)
         self._interrupts: list[int] = []
-        self._collated: tuple[list[Rollout], Any] = ([], None)
-        # Under `trlx` LoRA's dropout is active always, sampling included (a quirk of trlX).
-        self.policy.set_dropout(active=not self.corrected)
+        self._minibatch: tuple[RolloutStore, list[int], Minibatch] | None = None
+        self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
         self.processes.seed(train.seed)
 
     @property
@@ -183,7 +185,7 @@ class PPOTrainer:
         method, train = self.config.method, self.config.train
         room = train.seq_length - method.gen_kwargs["max_new_tokens"]
         tokenised, all_eval_prompts = (
-            tokenize_prompts(texts, self.tokenizer, room, add_special_tokens=self.corrected)
+            tokenize_prompts(texts, self.tokenizer, room, self.semantics.adds_special_tokens)
             for texts in (prompts, eval_prompts)
         )
         for key in ("gen_kwargs", "gen_experience_kwargs"):
@@ -247,7 +249,7 @@ class PPOTrainer:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run: the configured ones, or all that `epochs` allows."""
         train, method = self.config.train, self.config.method
-        batches = -(-(len(self.store) or self.num_rollouts) // self.batch_size)
+        batches = -(-(len(self.store or ()) or self.num_rollouts) // self.batch_size)
         return min(train.epochs * method.ppo_epochs * batches, train.total_steps)
 
     def _one_step(self) -> None:
@@ -288,12 +290,12 @@ class PPOTrainer:
         self.log.write(self.step, stats)
 
     def _update_kl_coefficient(self) -> None:
-        epochs_done = self.position % self.config.method.ppo_epochs == 0
-        if self.corrected and self.position == len(self.plan):
-            rollouts = len(self.store) * self.processes.number
-            self.kl_ctl.update(self.mean_kl, n_steps=rollouts)
-        elif not self.corrected and epochs_done:
-            self.kl_ctl.update(self.mean_kl, n_steps=self.config.train.batch_size)
+        n_steps = self.semantics.controller_steps(
+            self.position, len(self.plan), self.config.method.ppo_epochs,
+            self.config.train.batch_size, len(self.store) * self.processes.number,
+        )  # fmt: skip
+        if n_steps is not None:
+            self.kl_ctl.update(self.mean_kl, n_steps=n_steps)
 
     def _collect(self) -> None:
         """Make new rollouts and plan the optimizer steps on them."""
@@ -303,7 +305,7 @@ class PPOTrainer:
             undo_update(self, problem)
             return self._collect()
         # Short chunks may leave one process with more rollouts; all take equally many steps.
-        self.store = store[: self.processes.smallest(len(store))]
+        self.store = store.first(self.processes.smallest(len(store)))
         self.mean_kl = stats.pop("mean_kl")
         self.iteration += 1
         self.plan, self.position = self._plan(), 0
@@ -330,19 +332,13 @@ class PPOTrainer:
             undo_update(self, problem)
 
     def _plan(self) -> list[list[int]]:
-        """Which rollouts enter each optimizer step of this iteration.
-
-        trlX uses each minibatch ppo_epochs times in a row; `corrected` reshuffles every epoch.
-        """
-        n, size = len(self.store), self.batch_size
+        """Which rollouts enter each optimizer step of this iteration."""
         epochs = self.config.method.ppo_epochs
-        if self.corrected:
-            return [b for _ in range(epochs) for b in shuffled_minibatches(n, size, self.generator)]
-        return [b for b in shuffled_minibatches(n, size, self.generator) for _ in range(epochs)]
+        return self.semantics.plan(len(self.store), self.batch_size, epochs, self.generator)
 
-    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor | float]:
         """One gradient step on the rollouts with these indices; statistics stay on the device."""
-        batch = self.collate(indices)
+        batch = self.minibatch(indices)
         self.policy.set_dropout(active=True)
         started = time.perf_counter()
         loss, stats = self.loss(batch)
@@ -354,30 +350,28 @@ class PPOTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        self.policy.set_dropout(active=not self.corrected)
-        stats["learning_rate_group_0"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
-        stats["time/forward"] = torch.tensor(forward - started)
-        stats["time/backward"] = torch.tensor(backward - forward)
+        self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
+        stats["learning_rate_group_0"] = self.optimizer.param_groups[0]["lr"]
+        stats["time/forward"] = forward - started
+        stats["time/backward"] = backward - forward
         return stats
 
-    def collate(self, indices: Sequence[int]) -> Minibatch:
-        """The stored rollouts with these indices as one minibatch.
+    def minibatch(self, indices: Sequence[int]) -> Minibatch:
+        """The stored rollouts with these indices.
 
         The last one is kept: `trlx` takes each minibatch `ppo_epochs` times in a row.
         """
-        rollouts = [self.store[i] for i in indices]
-        kept, minibatch = self._collated
-        if len(kept) == len(rollouts) and all(a is b for a, b in zip(kept, rollouts, strict=True)):
-            return minibatch
-        minibatch = collate(
-            rollouts, self.tokenizer.pad_token_id, self.policy.device, self.corrected
-        )
-        self._collated = (rollouts, minibatch)
-        return minibatch
+        store, chosen, kept = self.store, list(indices), self._minibatch
+        if kept is None or kept[0] is not store or kept[1] != chosen:
+            kept = self._minibatch = store, chosen, store.minibatch(chosen, self.semantics)
+        return kept[2]
 
     def loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's loss on a minibatch, with gradients, and its statistics."""
-        return method_loss(self.model, batch, self.config.method, self.kl_ctl.value, self.processes)
+        return method_loss(
+            self.model, batch, self.config.method, self.semantics, self.kl_ctl.value,
+            self.processes,
+        )  # fmt: skip
 
     # --- sampling and evaluation -----------------------------------------------------------------
 

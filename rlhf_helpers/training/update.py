@@ -9,47 +9,57 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlhf_helpers.algorithms.critic_free import grpo_loss, rloo_loss
-from rlhf_helpers.algorithms.ppo import gae, ppo_loss, whiten
+from rlhf_helpers.algorithms.ppo import ppo_loss, whiten
 from rlhf_helpers.config.trl_config import GRPOConfig, PPOConfig, RLOOConfig
 
 from .processes import Processes
 from .rollout import Minibatch
+from .semantics import Semantics
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 
 
 def method_loss(
-    model: nn.Module, batch: Minibatch, method: PPOConfig, kl_coef: float, processes: Processes
+    model: nn.Module,
+    batch: Minibatch,
+    method: PPOConfig,
+    semantics: Semantics,
+    kl_coef: float,
+    processes: Processes,
 ) -> Loss:
     """The loss of `method` (PPO, RLOO or GRPO) on a minibatch, with gradients, and its statistics.
 
     `model` is the policy, or what accelerate wrapped around it; `kl_coef` is the controller's.
     """
-    width = batch.rewards.shape[1]
+    width = batch.logprobs.shape[1]
     logprobs, values = model(batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
     if isinstance(method, RLOOConfig):
-        return rloo_loss(logprobs, batch.logprobs, batch.advantages, batch.loss_mask)
+        return rloo_loss(logprobs, batch.logprobs, batch.advantages[:, 0], batch.loss_mask)
     if isinstance(method, GRPOConfig):
         return grpo_loss(
-            logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages, batch.loss_mask,
+            logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages[:, 0],
+            batch.loss_mask,
             cliprange=method.cliprange, kl_coef=kl_coef,
         )  # fmt: skip
-    return _ppo(logprobs, values, batch, method, processes)
+    return _ppo(logprobs, values, batch, method, semantics, processes)
 
 
 def _ppo(
-    logprobs: Tensor, values: Tensor, batch: Minibatch, method: PPOConfig, processes: Processes
+    logprobs: Tensor,
+    values: Tensor,
+    batch: Minibatch,
+    method: PPOConfig,
+    semantics: Semantics,
+    processes: Processes,
 ) -> Loss:
-    corrected = method.semantics == "corrected"
-    mask = batch.loss_mask if corrected else None
-    advantages, returns = gae(batch.values, batch.rewards, method.gamma, method.lam)
-    advantages = whiten(advantages, mask, total=processes.sum).detach()
+    mask = semantics.statistics_mask(batch.loss_mask)
+    advantages = whiten(batch.advantages, mask, total=processes.sum)
     loss, stats = ppo_loss(
-        logprobs, values, batch.logprobs, batch.values, advantages, returns, batch.loss_mask,
+        logprobs, values, batch.logprobs, batch.values, advantages, batch.returns, batch.loss_mask,
         cliprange=method.cliprange, cliprange_value=method.cliprange_value,
-        vf_coef=method.vf_coef, masked_kl=corrected,
+        vf_coef=method.vf_coef, masked_kl=mask is not None,
     )  # fmt: skip
-    if corrected and processes.number > 1:
+    if semantics.shares_mask_between_processes and processes.number > 1:
         # Gradients are averaged over processes: weigh each by its share of the response tokens,
         # so that every token counts the same wherever it was sampled.
         tokens = batch.loss_mask.sum()

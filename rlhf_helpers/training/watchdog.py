@@ -12,7 +12,7 @@ import math
 import statistics
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from rlhf_helpers.config.trl_config import TRLConfig
 
-from .rollout import Rollout
+from .rollout import RolloutStore
 from .state import put_back_weights
 
 HISTORY = 64  # optimizer steps whose gradient norms say what is normal
@@ -88,12 +88,12 @@ class Watchdog:
         """
         if not self.active:
             return None
-        batch = trainer.collate(range(min(2, len(trainer.store))))
+        batch = trainer.minibatch(range(min(2, len(trainer.store))))
         trainer.policy.set_dropout(active=False)  # so that no random numbers are drawn
         outputs = trainer.policy(
-            batch.tokens, batch.attention_mask, batch.start, batch.rewards.shape[1], batch.trunk
+            batch.tokens, batch.attention_mask, batch.start, batch.logprobs.shape[1], batch.trunk
         )
-        trainer.policy.set_dropout(active=not trainer.corrected)
+        trainer.policy.set_dropout(active=trainer.semantics.dropout_outside_updates)
         if all(torch.isfinite(x).all() for x in outputs):
             return None
         return (
@@ -111,7 +111,7 @@ class Watchdog:
 
     # --- the rollouts ----------------------------------------------------------------------------
 
-    def of_rollouts(self, stats: dict[str, float], rollouts: Sequence[Rollout]) -> str | None:
+    def of_rollouts(self, stats: dict[str, float], rollouts: RolloutStore) -> str | None:
         """What is wrong with new rollouts and their statistics, or None."""
         if not self.active:
             return None
@@ -134,7 +134,7 @@ class Watchdog:
             f"{self.smaller_steps()}, or raise train.watchdog.max_kl"
         )
 
-    def _of_variety(self, stats: dict[str, float], rollouts: Sequence[Rollout]) -> str | None:
+    def _of_variety(self, stats: dict[str, float], rollouts: RolloutStore) -> str | None:
         method = self.config.method
         settings = method.gen_experience_kwargs or method.gen_kwargs
         if not settings.get("do_sample", False) or len(rollouts) < 4:
@@ -159,8 +159,8 @@ class Watchdog:
             )
         return None
 
-    def _notice_still_scores(self, rollouts: Sequence[Rollout]) -> None:
-        scores = {rollout.score for rollout in rollouts}
+    def _notice_still_scores(self, rollouts: RolloutStore) -> None:
+        scores = set(rollouts.scores)
         self.still = self.still + 1 if len(scores) == 1 and len(rollouts) > 1 else 0
         if self.still == STILL:
             warnings.warn(

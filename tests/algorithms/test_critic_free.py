@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_runs import assert_same_run, run_config, tiny_train
+from tiny_runs import assert_same_run, one_by_one, run_config, tiny_train
 
 from rlhf_helpers.algorithms.critic_free import (
     group_normalised_advantages,
@@ -153,22 +153,23 @@ def test_the_trainer_learns_with_it_and_leaves_the_value_head_alone(tmp_path, na
 def test_samples_of_one_prompt_stand_together_and_share_a_baseline(tmp_path, name):
     trainer = tiny_train(tmp_path, **GROUP, method__name=name)
     assert len(trainer.store) == 8
-    for first, second in zip(trainer.store[::2], trainer.store[1::2], strict=True):
+    rollouts = one_by_one(trainer.store)
+    for first, second in zip(rollouts[::2], rollouts[1::2], strict=True):
         prompts = [r.query[r.attention_mask[: len(r.query)] == 1].tolist() for r in (first, second)]
         assert prompts[0] == prompts[1]
         total = [r.rewards.sum().item() for r in (first, second)]
         if name == "RLOO":
-            assert first.advantage == pytest.approx(total[0] - total[1], abs=1e-6)
+            assert first.advantages.item() == pytest.approx(total[0] - total[1], abs=1e-6)
         elif abs(total[0] - total[1]) > 0.01:
             unit = math.copysign(1 / math.sqrt(2), total[0] - total[1])
-            assert first.advantage == pytest.approx(unit, abs=0.03)
-        assert first.advantage == pytest.approx(-second.advantage, abs=1e-5)
+            assert first.advantages.item() == pytest.approx(unit, abs=0.03)
+        assert first.advantages.item() == pytest.approx(-second.advantages.item(), abs=1e-5)
 
 
 def test_penalty_is_in_the_reward_of_rloo_and_in_the_loss_of_grpo(tmp_path):
     for name in ("RLOO", "GRPO"):
         trainer = tiny_train(tmp_path / name, **GROUP, method__name=name, train__total_steps=8)
-        extra = [abs(r.rewards.sum().item() - r.score) for r in trainer.store]
+        extra = [abs(r.rewards.sum().item() - r.score) for r in one_by_one(trainer.store)]
         assert (max(extra) > 1e-4) == (name == "RLOO")
         lines = read_jsonl(tmp_path / name / "run" / "metrics.jsonl")
         assert any("losses/kl_penalty" in line for line in lines) == (name == "GRPO")

@@ -1,5 +1,6 @@
 """The bench command: what it measures, writes and prints; and the committed measurements."""
 
+import argparse
 import json
 import statistics
 from dataclasses import asdict
@@ -7,11 +8,12 @@ from dataclasses import asdict
 import matplotlib.image
 import pytest
 import torch
+from tiny_runs import one_by_one
 
 import rlhf_helpers.lab.bench as bench_module
 from rlhf_helpers.__main__ import main
 from rlhf_helpers.config.trl_config import repo_root
-from rlhf_helpers.lab import bench_iteration
+from rlhf_helpers.lab import bench_command, bench_iteration
 from rlhf_helpers.lab.bench import VARIED, command_of, exponents
 from rlhf_helpers.lab.bench_iteration import Case, make_trainers, run_iteration
 from rlhf_helpers.runs.files import read_json
@@ -126,7 +128,7 @@ def test_both_halves_do_the_same_work():
         run_iteration(trainer)
         outcomes[engine] = trainer
     fast, naive = outcomes["fast"], outcomes["naive"]
-    for a, b in zip(fast.store, naive.store, strict=True):
+    for a, b in zip(one_by_one(fast.store), one_by_one(naive.store), strict=True):
         assert a.response.tolist() == b.response.tolist()
         torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=1e-4)
     for name, parameter in fast.trained.items():
@@ -139,9 +141,9 @@ def test_the_command_in_a_file_measures_the_same_case():
     case = Case(shape="deep", batch=8, new_tokens=20, static_cache=True, naive=False, clock="cpu")
     words = command_of(case).split()[3:]
     assert words[0] == "bench"
-    parser = bench_module.argparse.ArgumentParser()
-    bench_module.add_arguments(parser)
-    assert asdict(bench_module.case_of(parser.parse_args(words[1:]))) == asdict(case)
+    parser = argparse.ArgumentParser()
+    bench_command.add_arguments(parser)
+    assert asdict(bench_command.case_of(parser.parse_args(words[1:]))) == asdict(case)
 
 
 # --- the committed measurements --------------------------------------------------------------

@@ -48,7 +48,7 @@ def counts(monkeypatch, engine, semantics="corrected"):
     policy.layers[policy.branch].register_forward_pre_hook(count("top"), with_kwargs=True)
     policy.base.get_output_embeddings().register_forward_pre_hook(count("head"), with_kwargs=True)
     run_iteration(trainer)
-    seen["kept"] = sum(r.trunk.nbytes for r in trainer.store if r.trunk is not None)
+    seen["kept"] = 0 if trainer.store.trunk is None else trainer.store.trunk.nbytes
     return seen
 
 

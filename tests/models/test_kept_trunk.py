@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tiny_runs import PROMPTS, letter_reward, run_config
+from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
-from rlhf_helpers.training.rollout import build_rollouts, keep_sampled_ids
+from rlhf_helpers.training.rollout import build_rollouts
+from rlhf_helpers.training.semantics import TrlxSemantics, sequences_of
 from rlhf_helpers.training.trainer import PPOTrainer
 
 EOS = 2
@@ -50,11 +51,11 @@ def test_rollouts_and_updates_are_those_without_kept_states(
         trainer.experience.keep_trunk = keep
         torch.manual_seed(7)
         trainer.store, stats = trainer.experience.make(8, 0.05)
-        assert (trainer.store[0].trunk is not None) == keep
+        assert (trainer.store.trunk is not None) == keep
         losses = [trainer.optimizer_step(batch)["losses/total_loss"] for batch in trainer._plan()]
         outcomes.append((trainer, stats, torch.stack(losses)))
     (kept, stats, losses), (plain, plain_stats, plain_losses) = outcomes
-    for a, b in zip(kept.store, plain.store, strict=True):
+    for a, b in zip(one_by_one(kept.store), one_by_one(plain.store), strict=True):
         assert a.response.tolist() == b.response.tolist()
         for name in ("logprobs", "ref_logprobs", "values", "rewards"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-5, rtol=1e-5)
@@ -123,14 +124,14 @@ def test_a_prompt_column_left_out_changes_no_number_that_is_kept(tmp_path):
     """Without mean_kl only response columns enter the head: rollouts stay what they are."""
     trainer = trainer_with(tmp_path, "trlx", model__delta_kwargs={"lora_dropout": 0.0})
     ids, mask, rows, _ = sampled_record(trainer)
-    sequences = keep_sampled_ids(trainer.tokenizer, ids, mask, rows)
-    whole, with_kl = build_rollouts(trainer.policy, sequences, [1.0] * 4, 0.1)
-    partial, without = build_rollouts(
-        trainer.policy, sequences, [1.0] * 4, 0.1, wants_mean_kl=False
-    )
-    assert with_kl.mean_kl > 0 and without.mean_kl is None
+    outputs = trainer.tokenizer.batch_decode(rows[:, ids.shape[1] :])
+    semantics = TrlxSemantics()
+    sequences = sequences_of(semantics, trainer.tokenizer, ids, mask, rows, outputs)
+    arguments = trainer.policy, sequences, [1.0] * 4, 0.1, semantics
+    whole, with_kl = build_rollouts(*arguments)
+    partial, without = build_rollouts(*arguments, is_last_chunk=False)
     assert without.kl_per_sequence == pytest.approx(with_kl.kl_per_sequence, abs=1e-5)
-    for a, b in zip(whole, partial, strict=True):
+    for a, b in zip(one_by_one(whole), one_by_one(partial), strict=True):
         for name in ("logprobs", "ref_logprobs", "values", "rewards"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-5, rtol=1e-5)
 

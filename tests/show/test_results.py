@@ -8,7 +8,8 @@ import pytest
 from rlhf_helpers.config.trl_config import repo_root
 from rlhf_helpers.show import results_tables as results
 from rlhf_helpers.show import study_figures
-from rlhf_helpers.studies import report, study
+from rlhf_helpers.studies import report as study_report
+from rlhf_helpers.studies import study
 
 README = (repo_root() / "README.md").read_text(encoding="utf-8")
 
@@ -98,7 +99,7 @@ STUDY = (repo_root() / "docs" / "study.md").read_text(encoding="utf-8")
 
 
 def test_study_tables_are_those_of_the_committed_files():
-    assert report.with_blocks(STUDY) == STUDY, "run: python -m rlhf_helpers figures"
+    assert study_report.with_blocks(STUDY) == STUDY, "run: python -m rlhf_helpers figures"
     for path in re.findall(r"!\[[^\]]*\]\(\.\./([^)]+)\)", STUDY):
         assert (repo_root() / path).exists(), path
 
@@ -106,7 +107,7 @@ def test_study_tables_are_those_of_the_committed_files():
 @pytest.mark.parametrize("plan", sorted((repo_root() / "figures" / "study").glob("*.yml")))
 def test_each_row_of_a_study_s_table_is_its_row_file(plan):
     folder = plan.with_suffix("")
-    table = report.study_rows(folder.name)
+    table = study_report.study_rows(folder.name)
     files = {path.stem: json.loads(path.read_text()) for path in folder.glob("rows/*.json")}
     by_row = {(f["row"]["name"], f["row"]["seed"]): f for f in files.values()}
     assert len(table) == len(by_row) == len(files)
@@ -136,8 +137,8 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
 
 
 def test_what_docs_study_says_of_the_ablations_holds():
-    rows = {row["name"]: row for row in report.study_rows("ablations")}
-    default = rows[report.DEFAULT_ROW]
+    rows = {row["name"]: row for row in study_report.study_rows("ablations")}
+    default = rows[study_report.DEFAULT_ROW]
     slow, fast = rows["rate 3e-4"], rows["rate 1e-2"]
     assert f"{slow['reward_after']:.2f}" == "0.61"
     for row in (default, rows["rate 1e-3"]):
@@ -170,7 +171,7 @@ def test_a_real_pretrained_model_improves_beyond_its_intervals():
 
 
 def test_what_docs_study_says_of_the_frontier_holds():
-    groups = {g.name: g for g in study_figures.groups_of(report.study_rows("frontier"))}
+    groups = {g.name: g for g in study_figures.groups_of(study_report.study_rows("frontier"))}
 
     def mean(name, column):
         return groups[name].mean(column)

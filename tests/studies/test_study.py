@@ -14,7 +14,8 @@ from rlhf_helpers.config.trl_config import ConfigError, Profile
 from rlhf_helpers.evaluation.sampling import EvalPrompt, sample_records
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.files import read_json, read_jsonl
-from rlhf_helpers.studies import baselines, study
+from rlhf_helpers.studies import baselines as study_baselines
+from rlhf_helpers.studies import study
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.training.trainer import PPOTrainer
 
@@ -113,7 +114,7 @@ def small_world(tmp_path, monkeypatch):
         "bucket": [i % 10 for i in range(len(texts))],
     })  # fmt: skip
     monkeypatch.setattr("rlhf_helpers.data.assets.load_reviews", lambda name: reviews)
-    monkeypatch.setattr(baselines, "load_reviews", lambda name: reviews)
+    monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
     monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: VowelJudge())
     monkeypatch.setattr(study, "resolve_run_dir", lambda path: tmp_path / path)
@@ -255,19 +256,19 @@ def test_kl_of_best_of_n_is_that_of_the_largest_of_n_ranks():
     for n in (2, 4, 64):
         p = ranks**n - torch.cat([torch.zeros(1, dtype=torch.float64), ranks[:-1] ** n])
         exact = (p * (p * 20_000).log()).sum().item()
-        assert baselines.best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
+        assert study_baselines.best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
 
 
 def test_best_of_n_is_the_highest_of_the_first_n_and_best_of_one_is_the_baseline(tmp_path):
     profile, prompts, judge = tiny_profile(tmp_path), eval_prompts(5), VowelJudge()
     policy = load_policy(profile.config, "cpu")
     arguments = (policy, prompts, 4, profile, letter_reward, tmp_path / "candidates.jsonl")
-    candidates = baselines.draw_candidates(*arguments)
+    candidates = study_baselines.draw_candidates(*arguments)
     assert len(candidates) == 20
-    assert baselines.draw_candidates(*arguments) == candidates  # from the file
+    assert study_baselines.draw_candidates(*arguments) == candidates  # from the file
     before = sample_records(policy, prompts, profile, letter_reward, judge)
     for n in (1, 2, 4):
-        chosen = baselines.best_of_n(policy, prompts, candidates, n, letter_reward, judge)
+        chosen = study_baselines.best_of_n(policy, prompts, candidates, n, letter_reward, judge)
         for i, record in enumerate(chosen):
             own = candidates[4 * i : 4 * i + n]
             assert record["reward"] == pytest.approx(max(c["reward"] for c in own))
@@ -280,7 +281,7 @@ def test_positive_prompt_is_scored_without_it_and_its_divergence_is_a_difference
     profile, prompts = tiny_profile(tmp_path, train__seq_length=48), eval_prompts(4)
     policy = load_policy(profile.config, "cpu")
     prefix = "every human"
-    records = baselines.with_positive_prompt(
+    records = study_baselines.with_positive_prompt(
         policy, prompts, prefix, profile, letter_reward, VowelJudge()
     )
 
@@ -296,7 +297,7 @@ def test_positive_prompt_is_scored_without_it_and_its_divergence_is_a_difference
         return total
 
     longer = [EvalPrompt(f"{prefix} {p.prompt}", p.group, p.seed) for p in prompts]
-    told = baselines.sample(policy, longer, profile.config.method.gen_kwargs, 64, True)
+    told = study_baselines.sample(policy, longer, profile.config.method.gen_kwargs, 64, True)
     for record, prompt, drawn in zip(records, prompts, told, strict=True):
         assert record["prompt"] == prompt.prompt and record["output"] == drawn.output
         assert record["reward"] == pytest.approx(letter_reward([prompt.prompt + drawn.output])[0])
@@ -316,7 +317,7 @@ def test_language_loss_is_the_mean_over_tokens_and_ends_with_end_of_text(tmp_pat
         logits = policy.base(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         nats -= sum(logits[t, token].item() for t, token in enumerate(ids[1:]))
         tokens += len(ids) - 1
-    loss = baselines.language_loss(policy, texts, seq_length=6)
+    loss = study_baselines.language_loss(policy, texts, seq_length=6)
     assert loss.item() == pytest.approx(nats / tokens, rel=1e-4)
 
 
@@ -327,16 +328,16 @@ def test_fine_tuning_learns_positive_reviews_of_the_reward_models_buckets_only(
         "text": ["every human", "policy data", "code batch"],
         "label": [1, 0, 1], "bucket": [5, 5, 2],
     })  # fmt: skip
-    monkeypatch.setattr(baselines, "load_reviews", lambda name: reviews)
+    monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
     profile = tiny_profile(tmp_path, model__num_layers_unfrozen=3)
     policy = load_policy(profile.config, "cpu")
 
     def losses():
         with torch.no_grad():
-            return [baselines.language_loss(policy, [t], 24).item() for t in reviews["text"]]
+            return [study_baselines.language_loss(policy, [t], 24).item() for t in reviews["text"]]
 
     before = losses()
-    baselines.fine_tune(policy, profile, steps=30, batch_size=2, learning_rate=0.02, seed=1)
+    study_baselines.fine_tune(policy, profile, steps=30, batch_size=2, learning_rate=0.02, seed=1)
     after = losses()
     falls = [b - a for b, a in zip(before, after, strict=True)]
     assert falls[0] > 1 and falls[0] > 2 * max(falls[1:])

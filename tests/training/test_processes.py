@@ -41,8 +41,8 @@ def trainer_of_one(root, semantics):
     trainer = PPOTrainer(config, letter_reward)
     trainer.add_prompts(PROMPTS, PROMPTS[:2])
     trainer.store, _ = trainer.experience.make(8, 0.05)
-    for length, rollout in zip((1, 3, 8, 2, 5, 8, 4, 6), trainer.store, strict=True):
-        rollout.loss_mask[length:] = 0  # uneven shares of the response tokens
+    for length, mask in zip((1, 3, 8, 2, 5, 8, 4, 6), trainer.store.loss_mask, strict=True):
+        mask[length:] = 0  # uneven shares of the response tokens
     return trainer
 
 
@@ -50,7 +50,7 @@ def mean_gradient_step(trainer, halves):
     """What averaging the gradients of two processes comes to, done one after the other."""
     total = 0
     for half in halves:
-        loss, _ = trainer.loss(trainer.collate(half))
+        loss, _ = trainer.loss(trainer.minibatch(half))
         total = total + loss / len(halves)
     total.backward()
     trainer.optimizer.step()
@@ -65,8 +65,7 @@ def two(tmp_path_factory):
     trainers = {}
     for semantics in ("corrected", "trlx"):
         trainer = trainers[semantics] = trainer_of_one(root, semantics)
-        rollouts = [vars(rollout) for rollout in trainer.store]
-        torch.save(rollouts, root / f"rollouts_{semantics}.pt")
+        torch.save(trainer.store.state_dict(), root / f"rollouts_{semantics}.pt")
     finished = launch(root, "learn")
     assert finished.returncode == 0, finished.stderr[-3000:]
     return root, trainers, finished

@@ -1,12 +1,10 @@
 """Prompts, texts, masks, collation, kept trunk states, and sampling with common random numbers."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import PROMPTS, policy_with_lora
+from tiny_runs import PROMPTS, one_by_one, policy_with_lora
 from transformers import LogitsProcessorList
 
 from rlhf_helpers.algorithms.ppo import gae, ppo_loss, whiten
@@ -18,19 +16,25 @@ from rlhf_helpers.evaluation.sampling import (
     sample,
 )
 from rlhf_helpers.training.prompts import Prompt, PromptStream, pad_prompts, tokenize_prompts
-from rlhf_helpers.training.rollout import (
-    Rollout,
-    build_rollouts,
-    collate,
-    cut_at_stop,
-    decode,
-    keep_sampled_ids,
-    retokenise,
+from rlhf_helpers.training.rollout import RolloutStore, build_rollouts
+from rlhf_helpers.training.semantics import (
+    CorrectedSemantics,
+    TrlxSemantics,
+    sequences_of,
     shuffled_minibatches,
-    to_text,
 )
+from rlhf_helpers.training.sequences import cut_at_stop, decode, to_text
 
 EOS = 2  # of the recorded tokenizers; padding too
+BOTH = [TrlxSemantics(), CorrectedSemantics()]
+by_semantics = pytest.mark.parametrize("semantics", BOTH, ids=lambda s: type(s).__name__)
+
+
+def keep_sampled_ids(tokenizer, prompt_ids, prompt_mask, rows, stop_sequences=()):
+    """Samples as the corrected semantics keep them."""
+    return sequences_of(
+        CorrectedSemantics(), tokenizer, prompt_ids, prompt_mask, rows, (), stop_sequences
+    )
 
 
 @pytest.fixture(scope="module")
@@ -181,28 +185,26 @@ def test_masks_of_drawn_ids_are_explicit(policy, data):
 # --- rollouts ----------------------------------------------------------------------------------
 
 
-def sampled(policy, corrected, seed=0, new_tokens=8):
+def sampled(policy, semantics, seed=0, new_tokens=8):
     """Sequences that the policy drew, some ended early so that lengths differ."""
     torch.manual_seed(seed)
-    prompt_ids, prompt_mask = prompts_of(policy, special=corrected)
+    prompt_ids, prompt_mask = prompts_of(policy, semantics.adds_special_tokens)
     rows = policy.generate(prompt_ids, prompt_mask, do_sample=True, max_new_tokens=new_tokens)
     rows[0, prompt_ids.shape[1] + 2 :] = EOS
     rows[1, prompt_ids.shape[1] + 5 :] = EOS
-    if corrected:
-        return keep_sampled_ids(policy.tokenizer, prompt_ids, prompt_mask, rows)
     outputs = decode(policy.tokenizer, prompt_ids, rows, append_eos_token=True).outputs
-    return retokenise(policy.tokenizer, prompt_ids, outputs)
+    return sequences_of(semantics, policy.tokenizer, prompt_ids, prompt_mask, rows, outputs)
 
 
 SCORES = [1.0, -2.0, 0.5, 3.0, 0.25]
 
 
-@pytest.mark.parametrize("corrected", [False, True])
-def test_rewards_are_kl_penalty_plus_the_score_on_the_last_column(policy, corrected):
-    sequences = sampled(policy, corrected)
-    plain, _ = build_rollouts(policy, sequences, [0.0] * 5, 0.1, corrected)
-    scored, _ = build_rollouts(policy, sequences, SCORES, 0.1, corrected)
-    for without, rollout, score in zip(plain, scored, SCORES, strict=True):
+@by_semantics
+def test_rewards_are_kl_penalty_plus_the_score_on_the_last_column(policy, semantics):
+    sequences = sampled(policy, semantics)
+    plain, _ = build_rollouts(policy, sequences, [0.0] * 5, 0.1, semantics)
+    scored, _ = build_rollouts(policy, sequences, SCORES, 0.1, semantics)
+    for without, rollout, score in zip(one_by_one(plain), one_by_one(scored), SCORES, strict=True):
         expected = -0.1 * (rollout.logprobs - rollout.ref_logprobs)
         counted = rollout.loss_mask.bool()
         torch.testing.assert_close(without.rewards[counted], expected[counted])
@@ -212,62 +214,100 @@ def test_rewards_are_kl_penalty_plus_the_score_on_the_last_column(policy, correc
 
 
 def test_dense_rewards_go_token_by_token_and_none_is_lost(policy):
-    sequences = sampled(policy, corrected=True)
+    sequences = sampled(policy, CorrectedSemantics())
     lengths = [int(row.sum()) for row in sequences.loss_mask]
     dense = [[1.0, 2.0], [], [0.5] * lengths[2], [1.0] * (lengths[3] + 4), [3.0]]
-    plain, _ = build_rollouts(policy, sequences, [0.0] * 5, 0.1, True)
-    scored, _ = build_rollouts(policy, sequences, dense, 0.1, True)
-    added = [(b.rewards - a.rewards).tolist() for a, b in zip(plain, scored, strict=True)]
+    plain, _ = build_rollouts(policy, sequences, [0.0] * 5, 0.1, CorrectedSemantics())
+    scored, _ = build_rollouts(policy, sequences, dense, 0.1, CorrectedSemantics())
+    pairs = zip(one_by_one(plain), one_by_one(scored), strict=True)
+    added = [(b.rewards - a.rewards).tolist() for a, b in pairs]
     assert added[0][:2] == pytest.approx([1.0, 2.0]) and not any(added[0][2:])
     assert not any(added[1])
     assert added[2] == pytest.approx([0.5] * lengths[2])
     assert added[3] == pytest.approx([1.0] * (lengths[3] - 1) + [5.0])  # the rest on the last
-    assert [r.score for r in scored] == pytest.approx([sum(row) for row in dense])
+    assert scored.scores == pytest.approx([sum(row) for row in dense])
 
 
-def rollout(query, response, value):
-    """A rollout of which every number is `value`."""
-    columns = torch.full((len(response),), value)
-    return Rollout(
-        query=torch.tensor(query),
-        response=torch.tensor(response),
-        attention_mask=torch.ones(len(query) + len(response), dtype=torch.long),
+def one_rollout(query, response, value):
+    """A store of one rollout of which every number is `value`."""
+    columns, n = torch.full((1, len(response)), value), len(query) + len(response)
+    store = RolloutStore(
+        tokens=torch.tensor([query + response]),
+        attention_mask=torch.ones(1, n, dtype=torch.long),
         logprobs=columns, ref_logprobs=columns, values=columns, rewards=columns,
-        loss_mask=torch.ones(len(response), dtype=torch.long), score=0.0,
+        loss_mask=torch.ones(1, len(response), dtype=torch.long),
+        query_widths=[len(query)], response_widths=[len(response)], columns=[len(response)],
+        scores=[value], trunk=torch.full((1, n, 2), value),
     )  # fmt: skip
+    store.set_advantages(1.0, 0.95)
+    return store
 
 
-def test_collation_pads_queries_left_responses_right_and_numbers_with_zero():
-    batch = collate([rollout([5, 6], [7], 1.0), rollout([8], [9, 10, 11], 2.0)], 1, "cpu", True)
+def test_a_store_pads_queries_left_responses_right_and_numbers_with_zero():
+    short, long = one_rollout([5, 6], [7], 1.0), one_rollout([8], [9, 10, 11], 2.0)
+    store = RolloutStore.joined([short, long], pad_id=1)
+    batch = store.minibatch([0, 1], CorrectedSemantics())
     assert batch.tokens.tolist() == [[5, 6, 7, 1, 1], [1, 8, 9, 10, 11]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
     assert batch.start == 1
     assert batch.rewards.tolist() == [[1, 0, 0], [2, 2, 2]]
     assert batch.loss_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert batch.trunk is None
+    assert batch.trunk[:, :, 0].tolist() == [[1, 1, 1, 0, 0], [0, 2, 2, 2, 2]]
 
 
-@pytest.mark.parametrize("corrected", [False, True])
+def test_a_minibatch_is_as_wide_as_its_widest_rollout():
+    parts = [one_rollout([5, 6], [7], 1.0), one_rollout([8], [9, 10, 11], 2.0)]
+    store = RolloutStore.joined(parts, pad_id=1)
+    first, second = (store.minibatch([i], CorrectedSemantics()) for i in (0, 1))
+    assert first.tokens.tolist() == [[5, 6, 7]] and first.start == 1
+    assert second.tokens.tolist() == [[8, 9, 10, 11]] and second.start == 0
+    assert first.rewards.tolist() == [[1]] and second.trunk.shape == (1, 4, 2)
+    # Advantages made before joining are those of the rollout by itself.
+    assert first.advantages.tolist() == [[0.0]] and first.returns.tolist() == [[1.0]]
+
+
+def test_advantages_do_not_depend_on_what_a_rollout_is_joined_with():
+    parts = [one_rollout([5, 6], [7, 8], 1.0), one_rollout([8], [9, 10, 11], 2.0)]
+    store = RolloutStore.joined(parts, pad_id=1)
+    store.set_advantages(1.0, 0.95)
+    for i, part in enumerate(parts):
+        width = part.columns[0]
+        assert torch.equal(store.advantages[i, :width], part.advantages[0])
+        assert not store.advantages[i, width:].any() and not store.returns[i, width:].any()
+
+
+def test_a_store_comes_back_from_its_state(policy):
+    built, _ = build_rollouts(policy, sampled(policy, BOTH[1]), SCORES, 0.1, BOTH[1])
+    built.set_advantages(1.0, 0.95)
+    again = RolloutStore.from_state(built.state_dict())
+    assert vars(again).keys() == vars(built).keys()
+    for name, value in vars(built).items():
+        kept = getattr(again, name)
+        assert torch.equal(kept, value) if isinstance(value, torch.Tensor) else kept == value, name
+
+
+@by_semantics
 @pytest.mark.parametrize("unfrozen", [1, 2, -1])
-def test_kept_trunk_states_change_neither_loss_nor_gradients(tmp_path, corrected, unfrozen):
+def test_kept_trunk_states_change_neither_loss_nor_gradients(tmp_path, semantics, unfrozen):
     """Chunks of different widths in one minibatch, so that kept states are padded both ways."""
     policy = policy_with_lora(tmp_path, model__num_layers_unfrozen=unfrozen)
-    chunks = [sampled(policy, corrected, seed, width) for seed, width in ((0, 8), (1, 11))]
-    rollouts = []
-    for chunk in chunks:
-        rollouts += build_rollouts(policy, chunk, SCORES, 0.1, corrected)[0]
-    # Another prompt width as well, by taking away a column of left padding.
-    for r in rollouts[:5]:
-        if r.attention_mask[0] == 0:
-            r.query, r.attention_mask, r.trunk = r.query[1:], r.attention_mask[1:], r.trunk[1:]
+    chunks = [sampled(policy, semantics, seed, width) for seed, width in ((0, 8), (1, 11))]
+    parts = [build_rollouts(policy, chunk, SCORES, 0.1, semantics)[0] for chunk in chunks]
+    # Another prompt width as well: rollouts whose first column is padding give it away.
+    padded = [i for i in range(5) if parts[0].attention_mask[i, 0] == 0]
+    assert padded
+    narrow = parts[0].chosen(padded)
+    narrow.query_widths = [width - 1 for width in narrow.query_widths]
+    for name in ("tokens", "attention_mask", "trunk"):
+        setattr(narrow, name, getattr(narrow, name)[:, 1:])
+    store = RolloutStore.joined([narrow, *parts], EOS)
+    store.set_advantages(1.0, 0.95)
     outcomes = []
-    for keep in (True, False):
-        chosen = [copy.copy(r) for r in rollouts]
-        for r in chosen:
-            r.trunk = r.trunk if keep else None
-        batch = collate(chosen, EOS, "cpu", corrected)
-        assert (batch.trunk is not None) == keep
-        outcomes.append(loss_and_gradients(policy, batch, corrected))
+    for kept in (store.trunk, None):
+        store.trunk = kept
+        batch = store.minibatch(range(len(store)), semantics)
+        assert (batch.trunk is None) == (kept is None)
+        outcomes.append(loss_and_gradients(policy, batch, semantics))
     (loss, gradients), (plain_loss, plain_gradients) = outcomes
     assert loss.item() == pytest.approx(plain_loss.item(), abs=1e-6)
     for name, gradient in gradients.items():
@@ -276,8 +316,8 @@ def test_kept_trunk_states_change_neither_loss_nor_gradients(tmp_path, corrected
         )
 
 
-def loss_and_gradients(policy, batch, corrected):
-    mask = batch.loss_mask if corrected else None
+def loss_and_gradients(policy, batch, semantics):
+    mask = semantics.statistics_mask(batch.loss_mask)
     advantages, returns = gae(batch.values, batch.rewards, 1.0, 0.95)
     width = batch.rewards.shape[1]
     logprobs, values = policy(batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
@@ -290,8 +330,10 @@ def loss_and_gradients(policy, batch, corrected):
 
 
 def test_first_update_recomputes_the_stored_log_probabilities_and_values(policy):
-    rollouts, _ = build_rollouts(policy, sampled(policy, True), SCORES, 0.1, True)
-    batch = collate(rollouts, EOS, "cpu", True)
+    semantics = CorrectedSemantics()
+    store, _ = build_rollouts(policy, sampled(policy, semantics), SCORES, 0.1, semantics)
+    store.set_advantages(1.0, 0.95)
+    batch = store.minibatch(range(5), semantics)
     width = batch.rewards.shape[1]
     logprobs, values = policy(batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
     seen = batch.loss_mask.bool()

@@ -3,18 +3,18 @@
 One test for each line of the table in docs/coming_from_trlx.md.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import PROMPTS, letter_reward, run_config
+from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.algorithms.ppo import kl_controller
-from rlhf_helpers.training.rollout import (
-    build_rollouts,
-    decode,
-    keep_sampled_ids,
-    retokenise,
-)
+from rlhf_helpers.training import semantics as semantics_page
+from rlhf_helpers.training.rollout import build_rollouts
+from rlhf_helpers.training.sequences import decode
 from rlhf_helpers.training.trainer import PPOTrainer
 
 EOS = 2  # of the recorded tokenizers; padding too
@@ -43,10 +43,41 @@ def sequences_of(trainer, response, prompt=(80, 81)):
     """One prompt and one response, as this trainer's semantics keep them."""
     ids = torch.tensor([prompt])
     rows = torch.tensor([[*prompt, *response]])
-    if trainer.corrected:
-        return keep_sampled_ids(trainer.tokenizer, ids, torch.ones_like(ids), rows)
+    return kept_by(trainer, ids, rows)
+
+
+def kept_by(trainer, ids, rows):
+    """Samples [n, Q + new tokens] of prompts [n, Q], as this trainer's semantics keep them."""
     texts = decode(trainer.tokenizer, ids, rows, append_eos_token=True)
-    return retokenise(trainer.tokenizer, ids, texts.outputs)
+    return semantics_page.sequences_of(
+        trainer.semantics, trainer.tokenizer, ids, torch.ones_like(ids), rows, texts.outputs
+    )
+
+
+# --- the page and the table --------------------------------------------------------------------
+
+
+def test_the_page_and_the_table_have_the_same_rows_in_the_same_order():
+    page = Path(semantics_page.__file__).read_text(encoding="utf-8")
+    table = (Path(__file__).parents[2] / "docs" / "coming_from_trlx.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+\. [^|]+?) \|", table, re.MULTILINE)
+    titles = re.findall(r"^    # (\d+\. [^:]+):", page, re.MULTILINE)
+    assert len(rows) == 11
+    assert titles == [*rows, *rows]  # once for trlX, once for its correction
+
+
+def test_both_semantics_answer_the_same_questions():
+    both = semantics_page.TrlxSemantics, semantics_page.CorrectedSemantics
+    first, second = ([n for n in vars(cls) if not n.startswith("__")] for cls in both)
+    assert first == second
+
+
+def test_no_other_module_asks_which_semantics_is_at_work():
+    package = Path(semantics_page.__file__).parents[1]
+    question = re.compile(r"""semantics"?\]? *[!=]=|[!=]= *["']corrected""")
+    asking = [p.name for p in package.rglob("*.py") if question.search(p.read_text("utf-8"))]
+    # Where a further seed is kept depends on whether it has its profile's semantics.
+    assert asking == ["committed_runs.py"]
 
 
 # --- text and tokens -------------------------------------------------------------------------
@@ -108,12 +139,9 @@ def test_the_score_lies_on_the_last_real_token(tmp_path, tokenizer):
         ids = torch.tensor([[80, 81], [80, 81]])
         rows = torch.tensor([[80, 81, 90, 91, EOS, EOS, EOS, EOS],
                              [80, 81, 90, 91, 92, 93, 94, 95]])  # fmt: skip
-        if trainer.corrected:
-            sequences = keep_sampled_ids(trainer.tokenizer, ids, torch.ones_like(ids), rows)
-        else:
-            texts = decode(trainer.tokenizer, ids, rows, append_eos_token=True)
-            sequences = retokenise(trainer.tokenizer, ids, texts.outputs)
-        rollouts, _ = build_rollouts(trainer.policy, sequences, [7.0, 0.0], 0.0, trainer.corrected)
+        sequences = kept_by(trainer, ids, rows)
+        store, _ = build_rollouts(trainer.policy, sequences, [7.0, 0.0], 0.0, trainer.semantics)
+        rollouts = one_by_one(store)
         column = 1 + rollouts[0].rewards.argmax().item()
         assert rollouts[0].rewards.max() == 7
         inside_the_loss[semantics] = bool(sequences.loss_mask[0, column])
@@ -160,7 +188,7 @@ def test_divergence_is_k3_per_sequence_over_the_response(tmp_path):
     trainer = trainer_with(tmp_path, "corrected", model__delta_kwargs={"lora_dropout": 0.0})
     rollouts, stats = rollouts_of(trainer)
     per_sequence = []
-    for r in rollouts:
+    for r in one_by_one(rollouts):
         log_r = (r.ref_logprobs - r.logprobs).double()
         per_sequence.append((log_r.exp() - 1 - log_r)[r.loss_mask.bool()].sum().item())
     assert stats["mean_kl"] == pytest.approx(sum(per_sequence) / len(per_sequence), rel=1e-4)
@@ -169,7 +197,7 @@ def test_divergence_is_k3_per_sequence_over_the_response(tmp_path):
 def test_trlx_divergence_is_per_entry_reversed_and_of_the_last_chunk(tmp_path):
     trainer = trainer_with(tmp_path, "trlx", model__delta_kwargs={"lora_dropout": 0.0})
     rollouts, stats = rollouts_of(trainer)
-    last = rollouts[4:]  # chunks of 4
+    last = one_by_one(rollouts)[4:]  # chunks of 4
     total, entries = 0.0, 0
     for r in last:
         seen = r.attention_mask[len(r.query) - 1 :][: len(r.logprobs)]
@@ -200,7 +228,7 @@ def test_the_controller_can_reach_its_target(both):
 def test_the_controller_moves_once_an_iteration_by_all_rollouts(both):
     moves = {}
     for name, trainer in both.items():
-        trainer.store, trainer.plan = [None] * 8, [[0, 1, 2, 3]] * 4
+        trainer.store, trainer.plan = range(8), [[0, 1, 2, 3]] * 4
         calls = moves[name] = []
         trainer.kl_ctl.update = lambda current, n_steps, calls=calls: calls.append(n_steps)
         for trainer.position in (1, 2, 3, 4):
@@ -222,9 +250,9 @@ def test_padding_does_not_enter_advantages_and_statistics(tmp_path):
             for name, parameter in trainer.trained.items():
                 if name.endswith("lora_A"):
                     parameter.mul_(1.5)
-        batch = trainer.collate(range(8))
+        batch = trainer.minibatch(range(8))
         loss, stats = trainer.loss(batch)
-        for name in ("logprobs", "values", "rewards", "loss_mask"):
+        for name in ("logprobs", "values", "advantages", "returns", "loss_mask"):
             setattr(batch, name, F.pad(getattr(batch, name), (0, 5)))
         batch.tokens = F.pad(batch.tokens, (0, 5), value=EOS)
         batch.attention_mask = F.pad(batch.attention_mask, (0, 5))
@@ -241,7 +269,7 @@ def test_padding_does_not_enter_advantages_and_statistics(tmp_path):
 def test_epochs_are_reshuffled(both):
     plans = {}
     for name, trainer in both.items():
-        trainer.store = [None] * 8
+        trainer.store = range(8)
         plans[name] = trainer._plan()
     trlx, corrected = plans["trlx"], plans["corrected"]
     assert trlx[0] == trlx[1] and trlx[2] == trlx[3]  # a minibatch twice in a row
@@ -299,7 +327,7 @@ def test_corrected_rollouts_are_those_that_the_policy_drew(tmp_path):
         differences[semantics] = max(
             float("inf") if len(r.logprobs) > drawn["logprobs"].shape[1]
             else (r.logprobs - drawn["logprobs"][i, : len(r.logprobs)]).abs().max().item()
-            for i, r in enumerate(rollouts)
+            for i, r in enumerate(one_by_one(rollouts))
         )  # fmt: skip
     assert differences["corrected"] < 1e-4
     assert differences["trlx"] > 0.1

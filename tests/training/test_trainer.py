@@ -15,6 +15,7 @@ from tiny_runs import (
     PROMPTS,
     assert_same_run,
     letter_reward,
+    one_by_one,
     run_config,
     tiny_train,
     without_times,
@@ -24,7 +25,7 @@ from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
 from rlhf_helpers.models.loading import load_policy, load_trained_policy
 from rlhf_helpers.rewards.reward import RewardError
 from rlhf_helpers.runs.files import read_jsonl
-from rlhf_helpers.training.rollout import collate
+from rlhf_helpers.training.rollout import RolloutStore
 from rlhf_helpers.training.trainer import PPOTrainer, train
 
 
@@ -160,21 +161,21 @@ def test_a_minibatch_that_is_used_again_at_once_is_put_together_once(
     """8 rollouts in minibatches of 4, 2 epochs: under `trlx` each is taken twice in a row."""
     put_together = []
 
-    def counted(rollouts, *arguments):
-        put_together.append(rollouts)
-        return collate(rollouts, *arguments)
+    def counted(store, indices, semantics, minibatch=RolloutStore.minibatch):
+        put_together.append(indices)
+        return minibatch(store, indices, semantics)
 
-    monkeypatch.setattr("rlhf_helpers.training.trainer.collate", counted)
+    monkeypatch.setattr(RolloutStore, "minibatch", counted)
     tiny_train(tmp_path, method__semantics=semantics, train__watchdog={"action": "off"})
     assert len(put_together) == minibatches
 
     trainer = PPOTrainer(run_config(tmp_path / "other"), letter_reward)
     trainer.add_prompts(PROMPTS, PROMPTS[:1])
     trainer.store, _ = trainer.experience.make(8, 0.05)
-    first, again = trainer.collate([0, 1]), trainer.collate([0, 1])
-    assert first is again and trainer.collate([1, 0]) is not first
-    trainer.store = trainer.store[4:]  # the same indices mean other rollouts
-    assert trainer.collate([0, 1]) is not first
+    first, again = trainer.minibatch([0, 1]), trainer.minibatch([0, 1])
+    assert first is again and trainer.minibatch([1, 0]) is not first
+    trainer.store = trainer.store.chosen([4, 5, 6, 7])  # the same indices mean other rollouts
+    assert trainer.minibatch([0, 1]) is not first
 
 
 def test_interrupt_saves_and_the_same_call_goes_on(finished, tmp_path, capsys):
@@ -317,15 +318,15 @@ def test_dense_rewards(tmp_path, semantics):
 
     trainer = tiny_train(tmp_path, per_token, method__semantics=semantics)
     assert trainer.step == 4
-    scores = [r.score for r in trainer.store]
+    scores = trainer.store.scores
     assert all(score % 0.5 == 0 for score in scores) and len(set(scores)) > 1
 
 
 def test_a_list_of_one_number_each_is_one_number_each(tmp_path):
     """A tensor of shape [n, 1], as trlX 0.7 takes it."""
     trainer = tiny_train(tmp_path, lambda samples, **_: torch.ones(len(samples), 1))
-    assert {r.score for r in trainer.store} == {1.0}
-    assert all(r.rewards[-1] > 0.5 for r in trainer.store)
+    assert set(trainer.store.scores) == {1.0}
+    assert all(r.rewards[-1] > 0.5 for r in one_by_one(trainer.store))
 
 
 @pytest.mark.parametrize("semantics", ["trlx", "corrected"])

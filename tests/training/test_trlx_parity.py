@@ -13,6 +13,7 @@ import re
 import pytest
 import torch
 from golden_set import GoldenSet
+from tiny_runs import one_by_one
 
 from rlhf_helpers.algorithms.ppo import (
     RunningMoments,
@@ -28,7 +29,8 @@ from rlhf_helpers.models.lora import layer_indices, lora_disabled
 from rlhf_helpers.models.lora_targets import preset_modules
 from rlhf_helpers.training.experience import ScoreScaler
 from rlhf_helpers.training.prompts import Prompt, pad_prompts, tokenize_prompts
-from rlhf_helpers.training.rollout import decode, retokenise
+from rlhf_helpers.training.semantics import TrlxSemantics, sequences_of
+from rlhf_helpers.training.sequences import decode
 from rlhf_helpers.training.trainer import train
 
 PURE = 1e-5  # pure functions
@@ -224,6 +226,12 @@ def test_prompt_pipeline(golden):
         assert mask.tolist() == case["attention_mask"], f"prompts {i}"
 
 
+def retokenised(tokenizer, prompt_ids, outputs):
+    """What trlX's semantics make of outputs."""
+    mask = torch.ones_like(prompt_ids)  # which trlX does not look at
+    return sequences_of(TrlxSemantics(), tokenizer, prompt_ids, mask, prompt_ids, outputs)
+
+
 def test_decoding_and_retokenising(golden):
     for i, case in enumerate(golden["decode"]):
         tokenizer = load_tokenizer(golden.config(case["tokenizer"]).tokenizer)
@@ -234,7 +242,7 @@ def test_decoding_and_retokenising(golden):
         assert texts.samples == case["samples"], f"decode {i}"
         assert texts.prompts == case["prompts"], f"decode {i}"
         assert texts.outputs == case["outputs"], f"decode {i}"
-        sequences = retokenise(tokenizer, prompt_ids, texts.outputs)
+        sequences = retokenised(tokenizer, prompt_ids, texts.outputs)
         width = sequences.tokens.shape[1] - prompt_ids.shape[1]
         padded = [
             ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in case["retokenized"]
@@ -309,8 +317,8 @@ class Replay:
         self.generated.append((input_ids.tolist(), attention_mask.tolist()))
         return torch.tensor(self.chunks[len(self.generated) - 1]["samples"])
 
-    def reward_fn(self, **kwargs):
-        self.calls.append(kwargs)
+    def reward_fn(self, samples, prompts, outputs):
+        self.calls.append({"samples": samples, "prompts": prompts, "outputs": outputs})
         return self.chunks[len(self.calls) - 1]["scores"]
 
 
@@ -341,7 +349,8 @@ def test_stored_rollouts(replayed):
         for chunk in replay.chunks
         for element, response in zip(chunk["elements"], chunk["response_tensors"], strict=True)
     ]
-    for i, (rollout, (element, response)) in enumerate(zip(rollouts, recorded, strict=True)):
+    ours = one_by_one(rollouts)
+    for i, (rollout, (element, response)) in enumerate(zip(ours, recorded, strict=True)):
         assert rollout.response.tolist() == response, f"rollout {i}"
         close(rollout.logprobs, element["logprobs"], MODEL, f"rollout {i}, logprobs")
         close(rollout.values, element["values"], MODEL, f"rollout {i}, values")
@@ -362,7 +371,7 @@ def test_scoring_of_whole_sequences(replayed):
     for i, chunk in enumerate(replay.chunks):
         if "policy_logprobs_full" not in chunk:
             continue
-        sequences = retokenise(
+        sequences = retokenised(
             replay.trainer.tokenizer,
             torch.tensor(chunk["prompt_input_ids"]),
             chunk["reward_fn_args"]["outputs"],
@@ -445,7 +454,7 @@ def test_minibatches_have_trlx_order_and_sizes(golden, update):
 
 def test_first_minibatch(golden, update):
     trainer, *_ = update
-    batch = trainer.collate(golden["update"]["minibatch_of_step"][0])
+    batch = trainer.minibatch(golden["update"]["minibatch_of_step"][0])
     recorded = golden["update"]["first_batch"]
     width = batch.start + 1
     assert batch.tokens[:, :width].tolist() == recorded["query_tensors"]

@@ -58,13 +58,13 @@ class Sabotage:
 
 def overflow(trainer):
     """Values that make the squared error infinite in float32."""
-    for rollout in trainer.store:
-        rollout.rewards = rollout.rewards * 1e30
+    trainer.store.returns = trainer.store.returns * 1e30
 
 
 def spike(trainer):
     """One outlier among the rewards, as a scorer that fails now and then gives it."""
-    trainer.store[0].rewards[-1] += 1e6
+    trainer.store.rewards[0, trainer.store.columns[0] - 1] += 1e6
+    trainer.store.set_advantages(1.0, 0.95)
 
 
 def diverge(trainer):
