@@ -55,8 +55,9 @@ def shown(value: Any, limit: int = 60) -> str:
         text = _SHORT.repr(value)  # never all of a value that refers to itself a million times
     except Exception:  # a broken __repr__, or an integer of thousands of digits
         text = f"a value of type {type(value).__name__}"
-    # repr of a foreign object may hold line ends; an error is one sentence on one line.
-    text = " ".join(text.split())
+    if not isinstance(value, str):
+        # repr of a foreign object may hold line ends; an error is one sentence on one line.
+        text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

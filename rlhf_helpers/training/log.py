@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_helpers.config.reading import open_regular, unreadable
 from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.rewards.calling import user_function_error
 from rlhf_helpers.runs.files import (
     append_jsonl,
     atomic_write_text,
@@ -43,6 +44,7 @@ class TrainingLog:
         self.metrics = directory / "metrics.jsonl"
         self.eval_samples = directory / "eval_samples.jsonl"
         self.callback = callback
+        self.problem: Exception | None = None  # what the callback raised, once it did
         self.trackers: Trackers | None = None
         self.processes: Processes | None = None  # None: this process alone
         self.lines = {"metrics": 0, "eval_samples": 0}  # written so far
@@ -110,8 +112,17 @@ class TrainingLog:
         if self.trackers is not None:
             self.trackers.log(stats, step)
         report_to_sweep(record)
-        if self.callback is not None:
-            self.callback(record)
+        self._call_back(record)
+
+    def _call_back(self, record: dict[str, float]) -> None:
+        """Hand a line to the user's callback; what it raises is kept until the run may stop."""
+        if self.callback is None or self.problem is not None:
+            return
+        try:
+            self.callback(dict(record))
+        except Exception as error:
+            self.problem = user_function_error("callback", error)
+            self.problem.__cause__ = error
 
     def later(self, step: int, stats: dict[str, Tensor | float]) -> None:
         """Keep an optimizer step's statistics where they are until `flush`."""
