@@ -62,7 +62,10 @@ def call_metric_fn(metric_fn: Callable[..., Any], **lists: list[Any]) -> dict[st
 
 def _numbers(name: str, values: Any) -> list[float]:
     """What a metric's values are as numbers: one, or as many as there are."""
-    values = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        values = values.tolist() if hasattr(values, "tolist") else values
+    except Exception as error:  # a tensor on the meta device has no numbers
+        raise user_function_error("what metric_fn returned", error) from error
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         values = [values]
     values = [v for row in values for v in (row if isinstance(row, list | tuple) else [row])]

@@ -92,9 +92,13 @@ def checkpoint_name(step: int) -> str:
 def _superseded(root: Path, newest: Path, keep: int) -> list[Path]:
     """The checkpoints that need not stay beside the one just written."""
     later = [path for path in _steps(root) if _step_of(path) > _step_of(newest)]
-    steps = [path for path in _steps(root) if path not in later]
+    steps = [path for path in _steps(root) if path not in later and _is_ours(path)]
     best = _best(steps)
     return later + [path for path in steps[:-keep] if path != best]
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    return any(os.path.lexists(checkpoint / name) for name in (STATE, ABOUT, HASHES))
 
 
 def best_checkpoint(root: Path) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,7 @@ def _as_list(name: str, prompts: Any) -> list[Any]:
             raise wrong(name, list(columns), 'a table needs a column "prompt"; give one, or a list')
         rows = prompts.to_dict("records") if hasattr(prompts, "iloc") else list(prompts)
         prompts = rows
-    if isinstance(prompts, (str, bytes, bytearray, Mapping, Set)):
+    if isinstance(prompts, (str, bytes, bytearray, Mapping, set, frozenset)):
         raise wrong(name, prompts, remedy)  # a set has another order in every process
     try:
         found = list(itertools.islice(iter(prompts), MAX_PROMPTS + 1))
@@ -141,7 +141,7 @@ def check_stop_sequences(stop_sequences: Any) -> list[str]:
     """The stop sequences as a list, [] for None; ConfigError for what would stop nothing or all."""
     if stop_sequences is None:
         return []
-    if isinstance(stop_sequences, (str, bytes, Mapping, Set)):
+    if isinstance(stop_sequences, (str, bytes, Mapping, set, frozenset)):
         raise wrong("stop_sequences", stop_sequences, "give a list of texts")
     try:
         found = list(itertools.islice(iter(stop_sequences), 1000))
