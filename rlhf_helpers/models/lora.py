@@ -21,7 +21,6 @@ from rlhf_helpers.config.trl_config import ConfigError
 
 from .lora_state import (
     LoraSite,
-    export_peft_adapter,
     load_adapter,
     lora_disabled,
     lora_parameters,
@@ -31,7 +30,6 @@ from .lora_state import (
     own_opendelta_forward,
     save_adapter,
     set_lora_dropout,
-    set_lora_enabled,
 )
 from .lora_targets import (
     PRESET_NAMES,
@@ -57,7 +55,6 @@ __all__ = [
     "LoraSite",
     "add_lora",
     "count_table",
-    "export_peft_adapter",
     "layer_indices",
     "load_adapter",
     "lora_disabled",
@@ -70,7 +67,6 @@ __all__ = [
     "parameter_report",
     "save_adapter",
     "set_lora_dropout",
-    "set_lora_enabled",
     "structure_tree",
     "value_head_parameter_count",
 ]

@@ -137,12 +137,6 @@ def _set_enabled(site: LoraSite, enabled: bool) -> None:
         module.forward = module._forward_without_lora
 
 
-def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
-    """Switches LoRA on or off. Off, the model computes exactly what it did before LoRA."""
-    for site in lora_sites(model):
-        _set_enabled(site, enabled)
-
-
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[None]:
     """Within it, `model` is the reference model: LoRA is off, bit for bit the original weights."""
@@ -245,9 +239,6 @@ def save_adapter(model: nn.Module, directory: str | Path, base_model: str = "") 
     config_tmp.write_text(json.dumps(_adapter_config(sites, base_model), indent=2) + "\n")
     os.replace(weights_tmp, directory / ADAPTER_WEIGHTS)
     os.replace(config_tmp, directory / ADAPTER_CONFIG)
-
-
-export_peft_adapter = save_adapter  # the project's adapter format is peft's
 
 
 def _adapter_config(sites: list[LoraSite], base_model: str) -> dict[str, object]:

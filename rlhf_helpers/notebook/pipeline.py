@@ -35,6 +35,7 @@ from rlhf_helpers.runs.lock import only_run_in
 from rlhf_helpers.runs.manifest import record_notebook, write_manifest
 
 from .kernels import InterpreterKernelManager
+from .reading import read_notebook
 from .watch import CellNumbers, NotebookWatch, TimeEstimate
 
 EXECUTED, FAILED, INTERRUPTED = "executed", "failed", "interrupted"
@@ -264,7 +265,7 @@ def execute_in_place(paths: list[Path]) -> None:
 
     for path in paths:
         started = time.monotonic()
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_notebook(path)
         NotebookClient(
             notebook,
             timeout=None,

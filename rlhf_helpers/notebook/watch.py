@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-import nbformat
 import psutil
 
 from rlhf_helpers.progress import duration, printable
 from rlhf_helpers.runs.contents import read_manifest
 from rlhf_helpers.runs.files import MissingRunFileError, RunDir, reference_run_dir
+
+from .reading import read_notebook
 
 SAMPLE_SECONDS = 0.25
 QUIET_SECONDS = 10.0  # after which a line says that the notebook still runs
@@ -87,7 +88,7 @@ class CellNumbers:
     @classmethod
     def of(cls, path: Path) -> CellNumbers:
         """Read a notebook that papermill has not touched yet."""
-        cells = nbformat.read(path, as_version=4).cells
+        cells = read_notebook(path).cells
         tags = [cell.metadata.get("tags", []) for cell in cells]
         if any("injected-parameters" in names for names in tags):
             return cls(len(cells), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,12 +22,14 @@ from torch import Tensor
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.trl_config import (
     ConfigError,
+    ConfigWarning,
     TRLConfig,
     default_ppo_config,
     optimizer_class_path,
     scheduler_class_path,
     validate_config,
 )
+from rlhf_helpers.environment import advice_about_threads
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
@@ -136,6 +139,9 @@ class PPOTrainer:
         self.directory = Path(config.train.checkpoint_dir)
         self.log = TrainingLog(config, self.directory, callback)
         self.semantics = semantics_of(config.method.semantics)
+        advice = advice_about_threads(torch.get_num_threads())
+        if advice and local_device().type == "cpu":
+            warnings.warn(advice, ConfigWarning, stacklevel=3)
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         if policy is None:
             policy = load_policy(config, local_device())

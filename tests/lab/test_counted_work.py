@@ -7,7 +7,8 @@ A model of 3 layers, the top 2 with LoRA; 8 rollouts in 2 chunks of 4, prompts o
 import pytest
 
 import rlhf_helpers.models.policy as policy_module
-from rlhf_helpers.lab.bench_iteration import Case, make_trainers, run_iteration, task_of
+from rlhf_helpers.lab.bench_case import Case
+from rlhf_helpers.lab.bench_iteration import make_trainers, run_iteration, task_of
 from rlhf_helpers.lab.counted_work import (
     ModelSizes,
     Task,
