@@ -67,6 +67,7 @@ __all__ = [
     "TrainConfig", "check_run_dir", "default_ppo_config", "get_method", "load_profile",
     "optimizer_class_path", "parse_overrides", "profile_names", "register_method", "repo_root",
     "resolve_run_dir", "save_config", "scheduler_class_path", "validate_config",
+    "warn_of_truncation",
 ]
 
 PROFILES_DIR = Path(__file__).resolve().parents[1] / "profiles"
@@ -209,6 +210,26 @@ def _check_lengths(path: str, gen_kwargs: Mapping[str, Any] | None) -> None:
     if "max_new_tokens" not in gen_kwargs:
         raise ConfigError(f"{path}.max_new_tokens is missing: prompts are cut to train.seq_length "
                           "less that number of tokens, so give one.")
+
+
+# Settings of generation that leave tokens out, with the value at which they leave out none; what
+# transformers takes where none is given.
+_TRUNCATION = {"top_k": (0, 50), "top_p": (1.0, 1.0), "min_p": (0.0, 0.0), "typical_p": (1.0, 1.0)}
+
+
+def warn_of_truncation(method: MethodConfig) -> None:
+    """ConfigWarning where rollouts are drawn from less than their log-probabilities are of."""
+    key = "gen_kwargs" if method.gen_experience_kwargs is None else "gen_experience_kwargs"
+    settings = getattr(method, key)
+    if not settings.get("do_sample"):
+        return
+    for name, (off, default) in _TRUNCATION.items():
+        value = settings.get(name, default)
+        if value != off:
+            warnings.warn(
+                f"method.{key}.{name} is {value}: samples leave out tokens that their "
+                f"log-probabilities count, which nothing makes up for; set it to {off} to sample "
+                "from the whole policy.", ConfigWarning, stacklevel=3)
 
 
 def _require_package(path: str, value: Any, package: str | None) -> None:

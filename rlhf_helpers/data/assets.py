@@ -89,7 +89,7 @@ def write_sums(directory: str | Path) -> None:
     files = [
         p for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".json", ".npz")
     ]
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
+    lines = [f"{file_sha256(p)}  {p.name}\n" for p in files]
     (directory / SUMS).write_text("".join(lines))
 
 

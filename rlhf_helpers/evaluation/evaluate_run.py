@@ -11,7 +11,6 @@ random streams, and the samples before training are drawn once.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,31 +25,20 @@ from rlhf_helpers.config.trl_config import (
 from rlhf_helpers.runs.files import RunDir, atomic_write_json, atomic_write_text, read_jsonl
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a finished run")
-    parser.add_argument("--n-prompts", type=int, default=1000, help="held-out prompts (1000)")
-    parser.add_argument(
-        "--samples-per-opening", type=int, default=8,
-        help="samples of each hostile and each neutral opening (8)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1000, help="of the random streams (1000)")
-
-
-def main(arguments: argparse.Namespace) -> None:
+def evaluate_runs(
+    run_dirs: Sequence[str], n_prompts: int, samples_per_opening: int, seed: int
+) -> None:
     """Evaluate each run; prints its verdict."""
-    runs = [RunDir(resolve_run_dir(path), create=False) for path in arguments.run_dirs]
+    runs = [RunDir(resolve_run_dir(path), create=False) for path in run_dirs]
     for run in runs:  # before hours are spent on the first, see that all can be done
         run.require("policy")
         run.require("config")
     befores: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         settings = load_profile(run.path)
-        prompts = more_prompts(
-            settings, arguments.n_prompts, arguments.samples_per_opening, arguments.seed
-        )
-        result = evaluate(run, settings, prompts, arguments.seed, befores)
-        path = run.path / f"evaluation_{arguments.n_prompts}.json"
+        prompts = more_prompts(settings, n_prompts, samples_per_opening, seed)
+        result = evaluate(run, settings, prompts, seed, befores)
+        path = run.path / f"evaluation_{n_prompts}.json"
         atomic_write_json(path, result)
         print(f"{path}: {result['verdict']}. {result['verdict_reason']}", flush=True)
         if run.eval_samples.exists():

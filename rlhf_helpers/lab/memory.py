@@ -66,10 +66,6 @@ class MemoryPrediction:
         """Bytes in all at the highest moment, without Python and its libraries."""
         return sum(self.parts.values())
 
-    def phase_peak(self, name: str) -> int:
-        """Bytes in all while one phase runs."""
-        return sum(self.lasting.values()) + sum(self.phases[name].values())
-
 
 def predict(
     config: TRLConfig,

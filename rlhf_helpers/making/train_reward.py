@@ -10,7 +10,6 @@ there. Interrupted runs go on from their last checkpoint when started again with
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +29,7 @@ from rlhf_helpers.data.assets import (
     write_sums,
 )
 from rlhf_helpers.progress import Progress
+from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.reward import ADAPTER_WEIGHTS, ENCODER, LABELS, load_classifier
 from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text
 
@@ -228,40 +228,6 @@ def _resume(out_dir: Path, trained, optimizer, config: RewardTrainConfig) -> tup
 # --- measures ------------------------------------------------------------------------------
 
 
-def reliability(probabilities: list[float], labels: list[int], n_bins: int = 10) -> dict:
-    """Accuracy and calibration of P(POSITIVE) against labels 0/1.
-
-    `ece` is the expected calibration error: over equal-width bins of the probability, the mean
-    of |mean probability - share of positives|, weighted by the bins' counts (Naeini et al., 2015).
-    """
-    p, y = np.asarray(probabilities), np.asarray(labels)
-    place = np.minimum((p * n_bins).astype(int), n_bins - 1)
-    bins = []
-    for b in range(n_bins):
-        inside = place == b
-        count = int(inside.sum())
-        bins.append(
-            {
-                "from": b / n_bins,
-                "to": (b + 1) / n_bins,
-                "count": count,
-                "mean_probability": float(p[inside].mean()) if count else None,
-                "share_positive": float(y[inside].mean()) if count else None,
-            }
-        )
-    filled = [b for b in bins if b["count"]]
-    gaps = [b["count"] * abs(b["mean_probability"] - b["share_positive"]) for b in filled]
-    return {
-        "n": len(y),
-        "accuracy": float(((p > 0.5) == (y == 1)).mean()),
-        "ece": float(sum(gaps) / len(y)),
-        "brier": float(((p - y) ** 2).mean()),
-        "mean_probability": float(p.mean()),
-        "share_positive": float(y.mean()),
-        "bins": bins,
-    }
-
-
 @torch.no_grad()
 def positive_probabilities(
     model: BertForSequenceClassification,
@@ -397,23 +363,3 @@ part of the lesson), and it says nothing about the quality of a text.
 
 Licence of the trained part: MIT.
 """
-
-
-# --- command -------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, help="directory for the trained part")
-    parser.add_argument("--steps", type=int, default=RewardTrainConfig.steps)
-    parser.add_argument("--seed", type=int, default=RewardTrainConfig.seed)
-    parser.add_argument(
-        "--eval-reviews", type=int, help="measure on about N reviews of bucket 0, not all"
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    config = RewardTrainConfig(steps=args.steps, seed=args.seed, eval_reviews=args.eval_reviews)
-    metrics = train_reward(args.out, config)
-    for name in ("held_out_reviews", "held_out_snippets"):
-        print(name, {k: v for k, v in metrics[name].items() if k != "bins"})
-    return 0

@@ -188,7 +188,8 @@ class _TrunkStates:
         self.fed = torch.full_like(tokens, -1)  # [B, N]
         self.states: Tensor | None = None  # [B, N, h]
         top = policy.layers[policy.branch]
-        self.hook = top.register_forward_pre_hook(self._write, with_kwargs=True)
+        # First of all hooks: before layers that learn widen what they are given (precision.py).
+        self.hook = top.register_forward_pre_hook(self._write, with_kwargs=True, prepend=True)
 
     def _write(self, _module, args, kwargs) -> None:
         states = args[0] if args else kwargs["hidden_states"]  # [k, columns, h]

@@ -27,6 +27,7 @@ from rlhf_helpers.data.gguf import model_path
 
 from .lora import add_lora
 from .policy import Policy
+from .precision import default_dtype
 
 
 def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
@@ -120,6 +121,4 @@ def model_config_of(config: ModelConfig):
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     if config.dtype is not None:
         return getattr(torch, config.dtype)
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return default_dtype(device)

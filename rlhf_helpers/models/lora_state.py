@@ -117,8 +117,12 @@ def own_opendelta_forward(module: nn.Module) -> None:
 
 
 def _forward_with_lora(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out]."""
-    return module._forward_without_lora(x) + module.lora.forward(x)
+    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out].
+
+    LoRA's part of a half-precision model is float32 (precision.py): the sum is rounded, once.
+    """
+    frozen = module._forward_without_lora(x)
+    return (frozen + module.lora.forward(x)).to(frozen.dtype)
 
 
 def _set_enabled(site: LoraSite, enabled: bool) -> None:
@@ -132,12 +136,6 @@ def _set_enabled(site: LoraSite, enabled: bool) -> None:
         module.forward = types.MethodType(_forward_with_lora, module)
     else:
         module.forward = module._forward_without_lora
-
-
-def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
-    """Switches LoRA on or off. Off, the model computes exactly what it did before LoRA."""
-    for site in lora_sites(model):
-        _set_enabled(site, enabled)
 
 
 @contextmanager
@@ -242,9 +240,6 @@ def save_adapter(model: nn.Module, directory: str | Path, base_model: str = "") 
     config_tmp.write_text(json.dumps(_adapter_config(sites, base_model), indent=2) + "\n")
     os.replace(weights_tmp, directory / ADAPTER_WEIGHTS)
     os.replace(config_tmp, directory / ADAPTER_CONFIG)
-
-
-export_peft_adapter = save_adapter  # the project's adapter format is peft's
 
 
 def _adapter_config(sites: list[LoraSite], base_model: str) -> dict[str, object]:

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
 from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
 
+from .finite_logits import FiniteLogits
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
 from .lora import (
     load_adapter,
@@ -37,6 +38,7 @@ from .lora import (
 )
 from .lora_state import merged_state_dict
 from .packed import pack_frozen
+from .precision import layers_in_float32
 
 STATIC_WIDTH = 16  # tokens
 
@@ -71,6 +73,8 @@ class Policy(nn.Module):
         self.v_head = nn.Sequential(
             nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 1)
         )
+        # Log-probabilities, the reference policy's too, are those of softmax(logits / temperature).
+        self.temperature = 1.0
         self._layers_name = "layers" if hasattr(self.decoder, "layers") else "h"
         depth = len(self.layers)
         top = depth if num_layers_unfrozen < 0 else min(max(num_layers_unfrozen, 1), depth)
@@ -81,6 +85,7 @@ class Policy(nn.Module):
             # The top layers themselves learn, and nothing that the reference policy shares.
             base.requires_grad_(False)
             if num_layers_unfrozen != 0:
+                layers_in_float32(self.layers[self.branch :])
                 self._reference_layers = copy.deepcopy(self.layers[self.branch :])
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
@@ -143,10 +148,9 @@ class Policy(nn.Module):
         """
         if trunk is None:
             trunk = self.trunk(tokens, attention_mask)
-        with self._autocast():
-            hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
-            labels = tokens[:, start + 1 : start + width + 1]
-            return self.label_logprobs(hidden, labels), self.value(hidden)
+        hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
+        labels = tokens[:, start + 1 : start + width + 1]
+        return self.label_logprobs(hidden, labels), self.value(hidden)
 
     @torch.no_grad()
     def score(
@@ -156,25 +160,23 @@ class Policy(nn.Module):
 
         `trunk` [B, N, h]: states that are known already, from sampling.
         """
-        with self._autocast():
-            if trunk is None:
-                trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
-            else:
-                hidden = self.top(trunk, tokens, attention_mask)
-            ref_hidden = self.reference_top(trunk, tokens, attention_mask)
-            labels = tokens[:, start + 1 :]
-            return Scored(
-                self.label_logprobs(hidden[:, start:-1], labels),
-                self.label_logprobs(ref_hidden[:, start:-1], labels),
-                self.value(hidden[:, start:-1]),
-                trunk,
-            )
+        if trunk is None:
+            trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+        else:
+            hidden = self.top(trunk, tokens, attention_mask)
+        ref_hidden = self.reference_top(trunk, tokens, attention_mask)
+        labels = tokens[:, start + 1 :]
+        return Scored(
+            self.label_logprobs(hidden[:, start:-1], labels),
+            self.label_logprobs(ref_hidden[:, start:-1], labels),
+            self.value(hidden[:, start:-1]),
+            trunk,
+        )
 
     @torch.no_grad()
     def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """States that enter the top, without the top's work: [B, N] -> [B, N, h]."""
-        with self._autocast():
-            return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
+        return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
 
     def trunk_and_hidden(
         self, tokens: Tensor, attention_mask: Tensor, stop_at_branch: bool = False
@@ -187,7 +189,9 @@ class Policy(nn.Module):
             if stop_at_branch:
                 raise _AtBranch
 
-        hook = self.layers[self.branch].register_forward_pre_hook(keep, with_kwargs=True)
+        hook = self.layers[self.branch].register_forward_pre_hook(
+            keep, with_kwargs=True, prepend=True
+        )
         try:
             hidden = self._decode(tokens, attention_mask)
         except _AtBranch:
@@ -212,17 +216,22 @@ class Policy(nn.Module):
         head = self.base.get_output_embeddings()
         if torch.is_grad_enabled():
             if is_frozen_linear(head):
-                return frozen_head_logprobs(hidden, head, labels)
-            return logprobs_of_labels(head(hidden).float(), labels)
+                return frozen_head_logprobs(hidden, head, labels, self.temperature)
+            return logprobs_of_labels(self.tempered(head(hidden)), labels)
         # Some rows at a time: their logits stay in the processor's cache.
         rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
         slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
-        logprobs = [logprobs_of_labels(head(h).float(), ids) for h, ids in slices]
+        logprobs = [logprobs_of_labels(self.tempered(head(h)), ids) for h, ids in slices]
         return torch.cat(logprobs).unflatten(0, labels.shape)
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits in float32, divided by `temperature`: [..., V] -> [..., V]."""
+        logits = logits.float()
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""
-        return self.v_head(hidden.to(self.v_head[0].weight.dtype)).squeeze(-1).float()
+        return self.v_head(hidden.float()).squeeze(-1)
 
     def _pack(self) -> None:
         """Pack the frozen weights before the first pass, when they have arrived on their device."""
@@ -249,7 +258,7 @@ class Policy(nn.Module):
                 return (trunk, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": trunk}
 
-        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True)
+        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
         try:
             with self._only_layers(layers):
                 return self._decode(tokens, attention_mask)
@@ -265,10 +274,6 @@ class Policy(nn.Module):
         finally:
             setattr(decoder, self._layers_name, everything)
 
-    def _autocast(self):
-        dtype = self.base.get_input_embeddings().weight.dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
     # --- sampling ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -276,22 +281,29 @@ class Policy(nn.Module):
         """Sample continuations, [B, Q] -> [B, Q + new tokens]; arguments as of `base.generate`.
 
         The loop of decoding.py, and transformers' own where that loop does not know a setting.
+        Raises NotFiniteError (on a CPU torch's own RuntimeError) on logits that are no numbers.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         tokenizer = self.tokenizer
         given = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         given |= kwargs
-        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
         self._pack()
+        guard = FiniteLogits()
+        if given.get("do_sample") and self.device.type == "cuda":
+            given["logits_processor"] = [*(given.get("logits_processor") or ()), guard]
+        rows = self._generate(input_ids.to(self.device), attention_mask.to(self.device), given)
+        guard.check()
+        return rows
+
+    def _generate(self, ids: Tensor, mask: Tensor, given: dict[str, Any]) -> Tensor:
         if self.own_decoding:
             # Not above: the transformers of engine="trlx" lacks what is imported there.
             from .decoding import decode, settings_for
 
             settings = settings_for(self.base, given)
             if settings is not None:
-                with self._autocast():
-                    sampled = decode(self, ids, mask, settings, self.record is not None)
+                sampled = decode(self, ids, mask, settings, self.record is not None)
                 if self.record is not None:
                     self.record.ids, self.record.states = sampled.fed, sampled.states
                 return sampled.tokens
@@ -302,13 +314,18 @@ class Policy(nn.Module):
         fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH."""
         static = given.get("cache_implementation") == "static"
         more = -ids.shape[1] % STATIC_WIDTH if static else 0
-        with self._autocast():
-            rows = self.base.generate(
-                input_ids=F.pad(ids, (more, 0), value=given["pad_token_id"]),
-                attention_mask=F.pad(mask, (more, 0)),
-                **given,
-            )
+        rows = self.base.generate(
+            input_ids=F.pad(ids, (more, 0), value=given["pad_token_id"]),
+            attention_mask=F.pad(mask, (more, 0)),
+            **given,
+        )
         return rows[:, more:] if more else rows
+
+    def sampling_temperature(self, settings: dict[str, Any]) -> float:
+        """The temperature at which `generate` draws with these settings; 1 where it never draws."""
+        if not settings.get("do_sample"):
+            return 1.0
+        return settings.get("temperature") or self.base.generation_config.temperature or 1.0
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:

@@ -35,8 +35,8 @@ from rlhf_helpers.config.trl_config import ConfigError, Profile, load_profile
 TRAINED_KINDS: dict[str, dict[str, Any]] = {
     "ppo": {"method.name": "PPOConfig", "method.semantics": "trlx"},
     "ppo-corrected": {"method.name": "PPOConfig", "method.semantics": "corrected"},
-    "rloo": {"method.name": "RLOOConfig", "method.semantics": "corrected"},
-    "grpo": {"method.name": "GRPOConfig", "method.semantics": "corrected"},
+    "rloo": {"method.name": "RLOOConfig"},
+    "grpo": {"method.name": "GRPOConfig"},
 }
 # What the kinds without reinforcement learning need of a row, with defaults.
 BASELINE_OPTIONS: dict[str, dict[str, Any]] = {

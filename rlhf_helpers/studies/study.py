@@ -12,7 +12,6 @@ was interrupted continues from its checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
@@ -23,12 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    repo_root,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.trl_config import ConfigError, Profile, resolve_run_dir
 from rlhf_helpers.evaluation.before_after import summarise_pair
 from rlhf_helpers.evaluation.verdict import verdict
 from rlhf_helpers.progress import duration
@@ -41,7 +35,7 @@ from rlhf_helpers.runs.files import (
 )
 from rlhf_helpers.runs.manifest import library_versions
 
-from .plan import TRAINED_KINDS, Plan, Row, load_plan
+from .plan import TRAINED_KINDS, Plan, Row
 
 # What the table says of each row's evaluation, in this order.
 MEASURES = (
@@ -59,26 +53,6 @@ COURSE = (
     "exp_scores/mean", "objective/kl", "rollout/length", "kl_ctl_value", "reward/mean",
     "metrics/judge",
 )  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("plan", help="the plan, a YAML file; see rlhf_helpers/studies/plan.py")
-    parser.add_argument("--out", help="where tables go (figures/study/<the plan's name>)")
-    parser.add_argument("--only", metavar="TEXT", help="only rows whose name has this in it")
-    parser.add_argument("--first", metavar="N", type=int, help="only the plan's first N rows")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run the plan; the table is up to date after every row."""
-    plan = load_plan(arguments.plan)
-    out = resolve_run_dir(arguments.out or f"figures/study/{plan.name}")
-    rows = plan.rows[: arguments.first]
-    rows = [row for row in rows if arguments.only is None or arguments.only in row.name]
-    if not rows:
-        raise ConfigError(f"--only is {arguments.only!r}: no row of the plan has that in its name.")
-    table = run_study(plan, out, rows)
-    print(table.relative_to(repo_root()) if table.is_relative_to(repo_root()) else table)
 
 
 def run_study(plan: Plan, out: Path, rows: Sequence[Row] | None = None) -> Path:

@@ -9,7 +9,6 @@ table; nothing of that is ours. Ray is optional: `pip install "ray[tune]"`.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 from pathlib import Path
@@ -141,24 +140,3 @@ def run_sweep(
     results = tuner.fit()
     results.get_dataframe().to_csv(out / Path(sweep_file).stem / "trials.csv", index=False)
     return results
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m rlhf_helpers sweep`."""
-    parser.add_argument("sweep", metavar="SWEEP.yml", help="fields, strategies and tune_config")
-    parser.add_argument("script", metavar="SCRIPT.py", help="a file with main(hparams)")
-    parser.add_argument("--out", default="sweeps", help="where results go (sweeps)")
-    parser.add_argument("--cpus", type=int, default=1, help="cores of one trial (1)")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of one trial (0)")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run a sweep and name its best trial."""
-    results = run_sweep(
-        arguments.sweep, arguments.script, arguments.out, arguments.cpus, arguments.gpus
-    )
-    best = results.get_best_result()
-    drawn = ", ".join(f"{k} = {v}" for k, v in best.config.items())
-    print(f"Best of {len(results)} trials: {drawn}")
-    print(f"Its metrics: {best.metrics_dataframe.iloc[-1].get('reward/mean')} reward/mean")
-    print(f"Every trial: {Path(arguments.out) / Path(arguments.sweep).stem / 'trials.csv'}")

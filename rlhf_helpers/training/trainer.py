@@ -177,6 +177,7 @@ class PPOTrainer:
         self._interrupts: list[int] = []
         self._minibatch: tuple[RolloutStore, list[int], Minibatch] | None = None
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
+        self.policy.temperature = self.semantics.logprob_temperature(policy, method)
         self.processes.seed(train.seed)
 
     @property

@@ -23,6 +23,7 @@ PINNED = {
 COLAB = {
     "torch": "2.11.0", "transformers": "5.15.0", "peft": "0.20.0", "accelerate": "1.14.0",
     "datasets": "4.0.0", "numpy": "2.1.3",
+    "click": "8.4.2", "filelock": "3.32.3",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from rlhf_helpers.data.assets import ARTIFACTS, AssetError
 from rlhf_helpers.making import train_reward
 from rlhf_helpers.making.train_reward import RewardTrainConfig
 from rlhf_helpers.rewards import reward
+from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.reward import RewardError, call_reward_fn, check_rewards
 
 SAMPLES = ["a fine film", "a bad film", "a film"]
@@ -384,12 +385,12 @@ def test_the_card_says_what_the_metrics_say():
 
 def test_reliability_by_hand():
     # Bins 0.0-0.5 (0.1, 0.3: mean 0.2, no positive) and 0.5-1.0 (0.7, 0.9: mean 0.8, half).
-    found = train_reward.reliability([0.1, 0.3, 0.7, 0.9], [0, 0, 0, 1], n_bins=2)
+    found = reliability([0.1, 0.3, 0.7, 0.9], [0, 0, 0, 1], n_bins=2)
     assert found["accuracy"] == 0.75
     assert found["ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.3)
     assert found["brier"] == pytest.approx((0.01 + 0.09 + 0.49 + 0.01) / 4)
     assert [b["count"] for b in found["bins"]] == [2, 2]
-    assert train_reward.reliability([1.0], [1])["bins"][-1]["count"] == 1
+    assert reliability([1.0], [1])["bins"][-1]["count"] == 1
 
 
 def test_every_review_is_shown_once_an_epoch():
