@@ -38,9 +38,9 @@ from .lora import (
     lora_sites,
     merged_lora,
     save_adapter,
-    set_lora_dropout,
 )
 from .lora_state import merged_state_dict
+from .packed import pack_frozen
 from .precision import layers_in_float32
 
 STATIC_WIDTH = 16  # tokens
@@ -59,6 +59,7 @@ class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
     own_decoding = True  # see decoding.py
+    packs_weights = True  # see packed.py
 
     def __init__(
         self,
@@ -93,7 +94,11 @@ class Policy(nn.Module):
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
         self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        dropouts = [site.dropout for site in lora_sites(base)]
+        self._lora_dropouts = [dropout for dropout in dropouts if dropout is not None]
+        self._is_packed = False
         self.record: Any = None  # a kept_trunk.SamplingRecord, where sampling is to fill one
+        base.eval()
         self.set_dropout(active=False)
 
     # --- parts -----------------------------------------------------------------------------
@@ -129,8 +134,10 @@ class Policy(nn.Module):
 
     def set_dropout(self, active: bool) -> None:
         """Switch LoRA's dropout; the base model's own dropout is never active (as in trlX)."""
-        self.base.eval()
-        set_lora_dropout(self.base, active)
+        if self.base.training:  # somebody called train(): a walk through all modules, not each step
+            self.base.eval()
+        for dropout in self._lora_dropouts:
+            dropout.train(active)
 
     # --- forward passes ----------------------------------------------------------------------
 
@@ -229,7 +236,15 @@ class Policy(nn.Module):
         """Value head on hidden states: [B, T, h] -> [B, T]."""
         return self.v_head(hidden.float()).squeeze(-1)
 
+    def _pack(self) -> None:
+        """Pack the frozen weights before the first pass, when they have arrived on their device."""
+        if not self._is_packed and self.packs_weights:
+            reference = [] if self._reference_layers is None else [self._reference_layers]
+            pack_frozen(self.base, *reference)
+        self._is_packed = True
+
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        self._pack()
         positions = {}
         if self.wants_positions:
             position_ids = attention_mask.long().cumsum(-1) - 1
@@ -276,6 +291,7 @@ class Policy(nn.Module):
         tokenizer = self.tokenizer
         given = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         given |= kwargs
+        self._pack()
         guard = FiniteLogits()
         if given.get("do_sample") and self.device.type == "cuda":
             given["logits_processor"] = [*(given.get("logits_processor") or ()), guard]
@@ -326,8 +342,7 @@ class Policy(nn.Module):
     @property
     def lora_dropout_active(self) -> bool:
         """Whether LoRA's dropout would draw random numbers now."""
-        dropouts = [site.dropout for site in lora_sites(self.base)]
-        return any(d is not None and d.training and getattr(d, "p", 0) > 0 for d in dropouts)
+        return any(d.training and getattr(d, "p", 0) > 0 for d in self._lora_dropouts)
 
     # --- files -------------------------------------------------------------------------------
 
