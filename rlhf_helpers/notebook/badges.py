@@ -20,7 +20,7 @@ from .reading import parse_notebook
 
 BADGE = re.compile(
     r"\[!\[Open In Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
-    r"\(https://colab\.research\.google\.com/github/[^\s)]+?/notebooks/(?P<name>[\w.-]+\.ipynb)\)"
+    r"\(https://colab\.research\.google\.com/github/[^\s)]+?/notebooks/(?P<name>[\w./-]+\.ipynb)\)"
 )
 BOOTSTRAP_TAG = "bootstrap"
 
@@ -53,7 +53,7 @@ if "google.colab" in sys.modules:  # fetch the repository; torch and numpy stay 
     here = Path("/content/{folder}")
     here.exists() or subprocess.run(["git", "clone", "--depth=1", url, str(here)], check=True)
     subprocess.run([sys.executable, str(here / "rlhf_helpers/notebook/colab.py")], check=True)
-sys.path[:0] = [str(p) for p in (here, here.parent) if (p / "rlhf_helpers").is_dir()]"""
+sys.path[:0] = [str(p) for p in (here, *here.parents) if (p / "rlhf_helpers").is_dir()]"""
 
 
 def replace_badges(text: str, url: str) -> str:
@@ -81,7 +81,7 @@ def rewrite_notebook(path: Path, url: str) -> bool:
 def rewrite_badges(repo_root: Path) -> list[Path]:
     """Refresh README.md and all notebooks from pyproject.toml; the files that changed."""
     url = repository_url(repo_root / "pyproject.toml")
-    notebooks = sorted((repo_root / "notebooks").glob("*.ipynb"))
+    notebooks = sorted((repo_root / "notebooks").rglob("[0-9]*.ipynb"))
     changed = [path for path in notebooks if rewrite_notebook(path, url)]
     readme = repo_root / "README.md"
     before = read_text(readme)

@@ -31,6 +31,7 @@ def start(
     Otherwise config.yml is written to the run directory. Raises ConfigError when the directory
     belongs to another configuration, MissingRunFileError when there is no reference run.
     """
+    _no_bars_while_loading()
     run = open_run(profile, run_dir, reference_run)
     if reference_run:
         settings = load_profile(run.path)
@@ -42,6 +43,13 @@ def start(
     save_config(settings, run_dir)
     print(f"Running in {_shown(run.path)} ({_named(settings)}).")
     return run, settings
+
+
+def _no_bars_while_loading() -> None:
+    """Keep transformers' bar "Loading weights", which takes no second here, off the page."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _named(settings: Profile) -> str:

@@ -70,6 +70,7 @@ def notebook_paths(names: list[str] | None = None, folder: Path | None = None) -
         stem = Path(name).stem
         number = stem.zfill(2)  # 3 is 03
         found = [p for p in everything if p.stem == stem or p.stem.split("_")[0] == number]
+        found += (folder / "exercises").glob(f"{stem}.ipynb")  # by the whole name alone
         if not found:
             known = ", ".join(p.stem for p in everything)
             raise ConfigError(f"Notebook {shown(name)} does not exist: choose from {known}.")
