@@ -8,7 +8,6 @@ is what `bench` starts: a process of its own, so that its memory and its threads
 from __future__ import annotations
 
 import gc
-import resource
 import statistics
 import sys
 import time
@@ -49,6 +48,7 @@ from .counted_work import (
 )
 from .counted_work import counted_ratio as ratio_by_count
 from .machine_rates import copy_rate, matmul_rate, synchronize
+from .memory_measured import process_peak_bytes
 from .naive import NaivePolicy
 from .shapes import shape_config
 
@@ -374,8 +374,7 @@ def _peak(device: str) -> int:
     """Bytes: of the device since `_start_peak`, or of this process since it began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return process_peak_bytes()
 
 
 def main(case_path: str, result_path: str) -> None:

@@ -31,9 +31,7 @@ class RoomyLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Store the states of new tokens, [batch, heads, new, width]; returns those of all."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.stores = [_room_like(x, self.room) for x in (key_states, value_states)]
-            self.views: tuple[Tensor, Tensor] = (self.keys, self.values)
+            self._take_room(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         in_place = self.keys is self.views[0] and self.values is self.views[1]
@@ -43,6 +41,14 @@ class RoomyLayer(DynamicLayer):
             store[..., start:end, :] = states
         self.keys, self.values = self.views = tuple(store[..., :end, :] for store in self.stores)
         return self.keys, self.values
+
+    def _take_room(self, key_states: Tensor, value_states: Tensor) -> None:
+        # What DynamicLayer.lazy_initialization sets, whose arguments changed from transformers
+        # 4.57 (keys) to 5 (keys and values).
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.stores = [_room_like(x, self.room) for x in (key_states, value_states)]
+        self.keys, self.values = self.views = tuple(store[..., :0, :] for store in self.stores)
+        self.is_initialized = True
 
 
 def _room_like(states: Tensor, room: int) -> Tensor:

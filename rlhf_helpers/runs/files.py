@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+ON_WINDOWS = os.name == "nt"
+
 
 class MissingRunFileError(FileNotFoundError):
     """A file of the run directory that an earlier notebook writes is not there."""
@@ -69,9 +71,11 @@ def _error_number(error: Exception) -> int | None:
 
 def fsync(path: Path) -> None:
     """Wait until a file, or a directory's list of files, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no directories
+    if ON_WINDOWS and path.is_dir():  # it opens no directories
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows also refuses to flush a file that was opened for reading only.
+    flags = os.O_RDWR | os.O_BINARY if ON_WINDOWS else os.O_RDONLY
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
