@@ -29,6 +29,7 @@ from rlhf_helpers.data.assets import (
     load_reviews,
     write_sums,
 )
+from rlhf_helpers.models.peft_import import torchao_unseen
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.reward import ADAPTER_WEIGHTS, ENCODER, LABELS, load_classifier
@@ -119,7 +120,8 @@ def new_model(encoder: Path, config: RewardTrainConfig) -> PeftModel:
         target_modules=rf".*\.layer\.({upper})\..*(query|key|value|dense)",
         modules_to_save=["pooler", "classifier"],
     )
-    return get_peft_model(model, lora)
+    with torchao_unseen():
+        return get_peft_model(model, lora)
 
 
 def learning_rate_factor(step: int, config: RewardTrainConfig) -> float:

@@ -28,7 +28,7 @@ from rlhf_helpers.config.trl_config import (
 )
 from rlhf_helpers.progress import printable
 
-from .colab import installed_version, torchao_is_too_old
+from .colab import installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 PACKAGE = "rlhf-on-one-gpu"
@@ -53,8 +53,8 @@ def examine(profile: Profile, run_dir: str | Path) -> list[Finding]:
     """All checks; one that breaks becomes a failed row instead of an exception."""
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", check_python),
+        ("system", check_system),
         ("libraries", check_libraries),
-        ("torchao", check_torchao),
         ("device", lambda: check_device(profile)),
         ("memory", lambda: check_memory(profile)),
         ("disk", lambda: check_disk(resolve_run_dir(run_dir))),
@@ -80,6 +80,19 @@ def check_python() -> list[Finding]:
     if tuple(map(int, version.split(".")[:2])) < (3, 11):
         return [Finding("Python", FAIL, found, "install Python 3.11 or newer")]
     return [Finding("Python", OK, found)]
+
+
+def check_system() -> list[Finding]:
+    """What does not work outside Linux: a row for Windows and for a Mac with Apple's GPU."""
+    if platform.system() == "Windows":
+        found = (
+            "Windows, never tested: two runs in one directory are not kept apart, and stopping "
+            "a run loses what came after its last checkpoint"
+        )
+        return [Finding("system", WARN, found, "use WSL 2, or try it on a short run first")]
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return [Finding("system", OK, "macOS: runs take the CPU, Apple's GPU (MPS) is not used")]
+    return []
 
 
 def requirement_lines(path: Path) -> list[str]:
@@ -112,15 +125,6 @@ def check_libraries(requirements: Path | None = None) -> list[Finding]:
         shown = ", ".join(f"{n} {installed_version(n)}" for n in ("torch", "transformers", "peft"))
         rows.append(Finding("libraries", OK, f"all {len(wanted)} in range: {shown}"))
     return rows
-
-
-def check_torchao() -> list[Finding]:
-    """An old torchao, such as the one in Colab's image, makes peft refuse to work."""
-    version = installed_version("torchao")
-    if torchao_is_too_old(version):
-        found = f"{version}, with which peft fails"
-        return [Finding("torchao", FAIL, found, "pip uninstall torchao")]
-    return []
 
 
 def check_device(profile: Profile) -> list[Finding]:

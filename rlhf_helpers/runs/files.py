@@ -30,6 +30,8 @@ __all__ = [
     "written_together",
 ]  # fmt: skip
 
+ON_WINDOWS = os.name == "nt"
+
 
 class MissingRunFileError(Sentence, FileNotFoundError):
     """A file of the run directory that an earlier notebook writes is not there."""
@@ -113,9 +115,11 @@ def remove(path: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Wait until a file, or a directory's list of files, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no directories
+    if ON_WINDOWS and path.is_dir():  # it opens no directories
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows also refuses to flush a file that was opened for reading only.
+    flags = os.O_RDWR | os.O_BINARY if ON_WINDOWS else os.O_RDONLY
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

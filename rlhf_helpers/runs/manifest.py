@@ -45,7 +45,10 @@ def _git_commit(folder: Path) -> str | None:
 
 
 def device_report() -> dict[str, Any]:
-    """The device that training will take: type, name, memory_bytes, cpu_count."""
+    """The device that training will take: type, name, memory_bytes, cpu_count.
+
+    A CUDA GPU, or else the CPU, on Macs too: nothing here runs on Apple's GPU.
+    """
     import torch
 
     report: dict[str, Any] = {"cpu_count": usable_cpus()}
@@ -57,8 +60,6 @@ def device_report() -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "count": torch.cuda.device_count(),
         }
-    if torch.backends.mps.is_available():
-        return report | {"type": "mps", "name": platform.machine(), "memory_bytes": total_memory()}
     return report | {"type": "cpu", "name": cpu_name(), "memory_bytes": total_memory()}
 
 
