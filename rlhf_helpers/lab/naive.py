@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_helpers.models.lora import lora_disabled
+from rlhf_helpers.models.packed import plain_products
 from rlhf_helpers.models.policy import Policy, Scored
 
 
@@ -22,7 +23,14 @@ class NaivePolicy(Policy):
     """A policy that shares nothing between its passes. Results are those of `Policy`."""
 
     own_decoding = False
+    packs_weights = False
 
+    @plain_products()  # the model may be another policy's, which packed its weights
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        """transformers' own `generate`: [B, Q] -> [B, Q + new tokens]."""
+        return super().generate(input_ids, attention_mask, **kwargs)
+
+    @plain_products()
     def forward(
         self, tokens: Tensor, attention_mask: Tensor, start: int, width: int, trunk: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -31,6 +39,7 @@ class NaivePolicy(Policy):
         logprobs, values = self._logprobs(hidden, tokens), self.value(hidden)
         return logprobs[:, start : start + width], values[:, start : start + width]
 
+    @plain_products()
     @torch.no_grad()
     def score(
         self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .packed import PackedWeight, packed_of
+
 ROWS_ON_CPU = 164  # hidden states whose logits are held at once: four responses of 41 columns
 ROWS_ON_GPU = 2048
 
@@ -24,7 +26,7 @@ def is_frozen_linear(head: nn.Module) -> bool:
     """Whether the head is an ordinary linear layer that nobody trains or has wrapped."""
     return (
         isinstance(head, nn.Linear)
-        and "forward" not in vars(head)
+        and ("forward" not in vars(head) or "packed" in vars(head))
         and not any(p.requires_grad for p in head.parameters())
         and head.weight.is_floating_point()
     )
@@ -35,27 +37,35 @@ def frozen_head_logprobs(
 ) -> Tensor:
     """Hidden states [B, T, h] and the tokens that follow them [B, T] -> nats [B, T]."""
     logprobs = _FrozenHead.apply(
-        hidden.flatten(0, 1), head.weight, head.bias, labels.flatten(), temperature
-    )
+        hidden.flatten(0, 1), head.weight, head.bias, labels.flatten(), temperature,
+        packed_of(head, hidden),
+    )  # fmt: skip
     return logprobs.unflatten(0, labels.shape)
 
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        temperature: float,
+        packed: PackedWeight | None,
     ) -> Tensor:
         rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
         logprobs, gradients = [], []
         for h, label in zip(hidden.split(rows), labels.unsqueeze(1).split(rows), strict=True):
-            logits = F.linear(h, weight, bias).float()
+            logits = packed.product(h) if packed else F.linear(h, weight, bias).float()
             if temperature != 1:
                 logits.div_(temperature)
             normaliser = logits.logsumexp(-1, keepdim=True)
             logprobs.append((logits.gather(1, label) - normaliser).squeeze(1))
             change = logits.sub_(normaliser).exp_().neg_()  # e_label - p, in the logits' memory
             change.scatter_add_(1, label, torch.ones_like(normaliser))
-            gradients.append((change.to(weight.dtype) @ weight).to(hidden.dtype))
+            back = packed.product_back(change) if packed else change.to(weight.dtype) @ weight
+            gradients.append(back.to(hidden.dtype))
         ctx.save_for_backward(torch.cat(gradients))
         ctx.temperature = temperature
         return torch.cat(logprobs)
@@ -64,4 +74,4 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         (gradient,) = ctx.saved_tensors
         upstream = upstream.unsqueeze(1) / ctx.temperature
-        return (upstream * gradient).to(gradient.dtype), None, None, None, None
+        return (upstream * gradient).to(gradient.dtype), None, None, None, None, None

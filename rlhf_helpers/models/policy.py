@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
-from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning, shown
+from rlhf_helpers.config.reading import unreadable
+from rlhf_helpers.runs.tensors import read_tensors
 
 from .finite_logits import FiniteLogits
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
@@ -35,9 +38,9 @@ from .lora import (
     lora_sites,
     merged_lora,
     save_adapter,
-    set_lora_dropout,
 )
 from .lora_state import merged_state_dict
+from .packed import pack_frozen
 from .precision import layers_in_float32
 
 STATIC_WIDTH = 16  # tokens
@@ -56,6 +59,7 @@ class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
     own_decoding = True  # see decoding.py
+    packs_weights = True  # see packed.py
 
     def __init__(
         self,
@@ -90,7 +94,11 @@ class Policy(nn.Module):
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
         self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        dropouts = [site.dropout for site in lora_sites(base)]
+        self._lora_dropouts = [dropout for dropout in dropouts if dropout is not None]
+        self._is_packed = False
         self.record: Any = None  # a kept_trunk.SamplingRecord, where sampling is to fill one
+        base.eval()
         self.set_dropout(active=False)
 
     # --- parts -----------------------------------------------------------------------------
@@ -126,8 +134,10 @@ class Policy(nn.Module):
 
     def set_dropout(self, active: bool) -> None:
         """Switch LoRA's dropout; the base model's own dropout is never active (as in trlX)."""
-        self.base.eval()
-        set_lora_dropout(self.base, active)
+        if self.base.training:  # somebody called train(): a walk through all modules, not each step
+            self.base.eval()
+        for dropout in self._lora_dropouts:
+            dropout.train(active)
 
     # --- forward passes ----------------------------------------------------------------------
 
@@ -226,7 +236,15 @@ class Policy(nn.Module):
         """Value head on hidden states: [B, T, h] -> [B, T]."""
         return self.v_head(hidden.float()).squeeze(-1)
 
+    def _pack(self) -> None:
+        """Pack the frozen weights before the first pass, when they have arrived on their device."""
+        if not self._is_packed and self.packs_weights:
+            reference = [] if self._reference_layers is None else [self._reference_layers]
+            pack_frozen(self.base, *reference)
+        self._is_packed = True
+
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        self._pack()
         positions = {}
         if self.wants_positions:
             position_ids = attention_mask.long().cumsum(-1) - 1
@@ -273,6 +291,7 @@ class Policy(nn.Module):
         tokenizer = self.tokenizer
         given = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         given |= kwargs
+        self._pack()
         guard = FiniteLogits()
         if given.get("do_sample") and self.device.type == "cuda":
             given["logits_processor"] = [*(given.get("logits_processor") or ()), guard]
@@ -323,8 +342,7 @@ class Policy(nn.Module):
     @property
     def lora_dropout_active(self) -> bool:
         """Whether LoRA's dropout would draw random numbers now."""
-        dropouts = [site.dropout for site in lora_sites(self.base)]
-        return any(d is not None and d.training and getattr(d, "p", 0) > 0 for d in dropouts)
+        return any(d.training and getattr(d, "p", 0) > 0 for d in self._lora_dropouts)
 
     # --- files -------------------------------------------------------------------------------
 
@@ -370,12 +388,13 @@ class Policy(nn.Module):
         if self.has_lora:
             load_adapter(self.base, directory)
         else:
-            self.base.load_state_dict(
-                load_file(directory / "unfrozen_layers.safetensors"), strict=False
-            )
+            layers = directory / "unfrozen_layers.safetensors"
+            wanted = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+            self.base.load_state_dict(_fitting(read_tensors(layers), wanted, layers), strict=False)
         value_head = directory / "value_head.safetensors"
-        if value_head.exists():
-            self.v_head.load_state_dict(load_file(value_head))
+        if os.path.lexists(value_head):
+            wanted = self.v_head.state_dict()
+            self.v_head.load_state_dict(_fitting(read_tensors(value_head), wanted, value_head))
         else:
             warnings.warn(
                 f"{directory} has no value_head.safetensors: this policy can sample and be "
@@ -383,6 +402,17 @@ class Policy(nn.Module):
                 ConfigWarning,
                 stacklevel=3,
             )
+
+
+def _fitting(
+    tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The tensors if they are the wanted ones, in name and shape; else UnreadableFileError."""
+    shapes = [{name: tuple(t.shape) for name, t in each.items()} for each in (tensors, wanted)]
+    odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+    if odd:
+        raise unreadable(path, f"{shown(odd[0])} is not as this model has it")
+    return tensors
 
 
 class _AtBranch(Exception):

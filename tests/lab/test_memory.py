@@ -34,6 +34,17 @@ def test_deep_by_hand():
     )
 
 
+def test_packed_weights_by_hand():
+    """On a CPU in float32: 48 feed-forward matrices and the head once, of the top two layers' four
+    and the head, which gradients pass through, the transpose too."""
+    feed_forward, head = 512 * 2048, 8192 * 512
+    expected = 4 * (48 * feed_forward + head + 4 * feed_forward + head)
+    part = "policy weights, packed"
+    assert prediction().lasting[part] == expected
+    assert prediction(on_gpu=True).lasting[part] == 0
+    assert prediction(dtype="bfloat16").lasting[part] == 0
+
+
 def test_shared_key_value_heads_make_the_cache_smaller():
     case = Case("smollm2-135m", 8, 16, 40, 16)
     cache = prediction(case, on_gpu=True).phases["sampling"]["key-value cache"]

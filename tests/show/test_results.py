@@ -126,7 +126,7 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
     """What docs/study.md shows for every finished run of the default."""
     for path in results.finished_runs("cpu"):
         e = json.loads((path / "evaluation_1000.json").read_text())
-        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_json(
+        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_evaluation(
             path / "evaluation.json"
         )["seed"]
         assert e["reward_after"] >= 0.85
