@@ -48,27 +48,33 @@ def bench(out, gpu_report, beside_trlx, vary, values, **options) -> None:
     Give a profile or a shape. JSON and figures go to --out.
     """
     from rlhf_helpers.config.trl_config import resolve_run_dir
+    from rlhf_helpers.runs.files import made_directory, writing_to
 
-    folder = resolve_run_dir(out)
     if sum(map(bool, (options["profile"], options["shape"], gpu_report))) > 1:
         raise click.UsageError("Give one of --profile, --shape and --gpu-report.")
+    numbers = _numbers(values)
+    case = None if gpu_report else case_of(options)
+    folder = made_directory(resolve_run_dir(out))
+    with writing_to(folder):
+        print(json.dumps(_measured(case, folder, gpu_report, beside_trlx, vary, numbers, options)))
+
+
+def _measured(case, folder, gpu_report, beside_trlx, vary, numbers, options) -> dict:
     if gpu_report:
         from .bench_gpu import gpu_report as measure_all
 
-        result = measure_all(folder, tiny=options["tiny"])
-    elif beside_trlx:
+        return measure_all(folder, tiny=options["tiny"])
+    if beside_trlx:
         from .bench_trlx import beside_trlx as measure_both
 
-        result = measure_both(case_of(options), beside_trlx, folder)
-    elif vary:
+        return measure_both(case, beside_trlx, folder)
+    if vary:
         from .bench import vary as measure_growth
 
-        result = measure_growth(case_of(options), vary, _numbers(values) or VARIED[vary][1], folder)
-    else:
-        from .bench import bench as measure
+        return measure_growth(case, vary, numbers or VARIED[vary][1], folder)
+    from .bench import bench as measure
 
-        result = measure(case_of(options), folder)
-    print(json.dumps(result))
+    return measure(case, folder)
 
 
 def case_of(options: Mapping[str, Any]) -> Case:
@@ -105,13 +111,19 @@ def _numbers(values: str | None) -> Sequence[int] | None:
 @click.option("--out", default="runs/memory", help="Folder of the table.")
 def memory(profile, settings, device, table, out) -> None:
     """Predict, and measure, the memory of a run."""
+    from rlhf_helpers.config.checks import wrong
     from rlhf_helpers.config.trl_config import load_profile, parse_overrides, resolve_run_dir
+    from rlhf_helpers.runs.files import made_directory, writing_to
 
     from .memory import predict_profile
     from .memory_table import measured_table, profile_rows, profile_text
 
+    if settings and (table or not profile):
+        raise wrong("--set", list(settings), "it goes with --profile, so name one")
     if table:
-        print(measured_table(resolve_run_dir(out)))
+        folder = made_directory(resolve_run_dir(out))
+        with writing_to(folder):
+            print(measured_table(folder))
     elif profile:
         loaded = load_profile(profile, parse_overrides(settings))
         on_gpu = None if device is None else device == "gpu"

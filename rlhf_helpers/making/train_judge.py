@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_helpers.config.checks import integer
 from rlhf_helpers.data.assets import (
     HELD_OUT_BUCKET,
     JUDGE_BUCKETS,
@@ -23,7 +24,9 @@ from rlhf_helpers.data.assets import (
 )
 from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.judge import JUDGE_DIR, VECTORIZER, JudgeModel
-from rlhf_helpers.runs.files import atomic_write_json
+from rlhf_helpers.runs.files import atomic_write_json, writing_to
+
+from .checkpoints import opened
 
 CROP_WORDS = 40  # about the length of the samples it will judge
 CROPS_PER_REVIEW = 3  # one from the start of the review, the others from anywhere
@@ -81,6 +84,8 @@ def train_judge(
     Snippets are split by the same hash as the reviews: those of bucket 0 are held out.
     `report` is told what is being done.
     """
+    integer(0, 2**32 - 1)("--seed", seed)
+    out_dir = opened(out_dir)
     report("1/4 reading reviews and snippets")
     reviews, snippets = _load_texts()
     chosen = reviews[reviews["bucket"].isin(list(JUDGE_BUCKETS))]
@@ -92,11 +97,10 @@ def train_judge(
     metrics = judge_metrics(judge, reviews, snippets, seed)
     metrics |= {"train_reviews": len(chosen), "train_snippets": len(short), "seed": seed}
     report("4/4 writing")
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    judge.save(out_dir)
-    atomic_write_json(out_dir / "metrics.json", metrics)
-    write_sums(out_dir)
+    with writing_to(out_dir, "start it again"):
+        judge.save(out_dir)
+        atomic_write_json(out_dir / "metrics.json", metrics)
+        write_sums(out_dir)
     return judge
 
 

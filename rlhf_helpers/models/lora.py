@@ -42,6 +42,7 @@ from .lora_targets import (
     select_modules,
 )
 from .opendelta_import import LoraBackendError, import_opendelta
+from .peft_import import torchao_unseen
 from .precision import lora_in_float32
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ def _add_with_peft(
     model: PreTrainedModel, peft_config: Mapping[str, Any], layers: list[int]
 ) -> LoraHandle:
     linears = linear_modules(model)
-    # Imported here only: on some machines (Colab with torchao 0.10) peft raises ImportError.
     try:
+        # Imported here only: whoever uses OpenDelta need not have a peft that works.
         from peft import LoraConfig, inject_adapter_in_model
 
         names = _peft_targets(model.config.model_type, list(linears), peft_config, layers)
@@ -194,11 +195,12 @@ def _add_with_peft(
             **{key: peft_config[key] for key in settings if key in peft_config},
         )
         # Without peft's wrapper the base model keeps its class, its methods and its module names.
-        inject_adapter_in_model(lora_config, model)
+        with torchao_unseen():
+            inject_adapter_in_model(lora_config, model)
     except ImportError as error:
         raise LoraBackendError(
-            f"model.peft_config needs peft, which cannot be used here ({error}); install peft "
-            f"and a torchao that it accepts or none, or set model.delta_kwargs instead."
+            f"model.peft_config needs peft, which cannot be used here ({error}); "
+            f"install another version of peft, or set model.delta_kwargs instead."
         ) from error
     return LoraHandle("peft", layers, names, names)
 

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from rlhf_helpers.config.reading import NUMBER, read_json
 from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.runs.tensors import read_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SETTINGS = {"lora_alpha": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -270,10 +273,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> None:
     for path in (weights, settings):
         if not path.is_file():
             raise ConfigError(f"{directory} holds no adapter: {path.name} is missing.")
-    tensors = {_site_name(key): tensor for key, tensor in load_file(weights).items()}
+    tensors = {_site_name(key): tensor for key, tensor in read_tensors(weights).items()}
     parameters = lora_parameters(model)
     _check_same_lora(tensors, parameters, directory)
-    _check_same_scaling(json.loads(settings.read_text()), lora_sites(model), directory)
+    _check_same_scaling(read_json(settings, _SETTINGS), lora_sites(model), directory)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

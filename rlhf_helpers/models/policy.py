@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
-from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning, shown
+from rlhf_helpers.config.reading import unreadable
+from rlhf_helpers.runs.tensors import read_tensors
 
 from .finite_logits import FiniteLogits
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
@@ -385,12 +388,13 @@ class Policy(nn.Module):
         if self.has_lora:
             load_adapter(self.base, directory)
         else:
-            self.base.load_state_dict(
-                load_file(directory / "unfrozen_layers.safetensors"), strict=False
-            )
+            layers = directory / "unfrozen_layers.safetensors"
+            wanted = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+            self.base.load_state_dict(_fitting(read_tensors(layers), wanted, layers), strict=False)
         value_head = directory / "value_head.safetensors"
-        if value_head.exists():
-            self.v_head.load_state_dict(load_file(value_head))
+        if os.path.lexists(value_head):
+            wanted = self.v_head.state_dict()
+            self.v_head.load_state_dict(_fitting(read_tensors(value_head), wanted, value_head))
         else:
             warnings.warn(
                 f"{directory} has no value_head.safetensors: this policy can sample and be "
@@ -398,6 +402,17 @@ class Policy(nn.Module):
                 ConfigWarning,
                 stacklevel=3,
             )
+
+
+def _fitting(
+    tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The tensors if they are the wanted ones, in name and shape; else UnreadableFileError."""
+    shapes = [{name: tuple(t.shape) for name, t in each.items()} for each in (tensors, wanted)]
+    odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+    if odd:
+        raise unreadable(path, f"{shown(odd[0])} is not as this model has it")
+    return tensors
 
 
 class _AtBranch(Exception):

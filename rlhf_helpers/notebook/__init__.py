@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
         "costs": ["known_costs"],
+        "fields": ["try_it"],
     },
 )

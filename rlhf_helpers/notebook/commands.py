@@ -85,11 +85,11 @@ def notebooks(names) -> None:
 @click.command()
 def badges() -> None:
     """Copy the repository's address from pyproject.toml to where it is shown."""
-    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.config.trl_config import clone_root, repo_root
 
     from .badges import rewrite_badges
 
-    changed = rewrite_badges(repo_root())
+    changed = rewrite_badges(clone_root("The command badges"))
     print("\n".join(str(path.relative_to(repo_root())) for path in changed) or "nothing to change")
 
 
@@ -101,20 +101,23 @@ def badges() -> None:
 )  # fmt: skip
 def keep(run_dir, as_seed) -> None:
     """Copy a finished run, e.g. runs/cpu, to the committed ones under figures/."""
+    from rlhf_helpers.progress import printable
+
     from .committed_runs import keep_run
 
-    print(keep_run(run_dir, as_seed=as_seed))
+    print(printable(str(keep_run(run_dir, as_seed=as_seed))))
 
 
 @click.command()
 def figures() -> None:
     """Draw the README's figures and tables, and those of docs/, from the committed runs."""
-    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.config.trl_config import clone_root, repo_root
     from rlhf_helpers.show.results_tables import rewrite_tables
     from rlhf_helpers.studies.report import draw_study_figures, rewrite_study_doc
 
     from .committed_runs import draw_readme_figures
 
+    clone_root("The command figures")
     for path in [*draw_readme_figures(), *draw_study_figures()]:
         print(path.relative_to(repo_root()))
     for page in ("README.md", "docs/coming_from_trlx.md"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_helpers.data.assets import ARTIFACTS, SUMS, file_sha256, read_sums
+from rlhf_helpers.data.assets import ARTIFACTS, SUMS, AssetError, file_sha256, read_sums
 
 JUDGE_DIR = ARTIFACTS / "ngram-judge"
 VECTORIZER = dict(
@@ -28,7 +28,7 @@ VECTORIZER = dict(
 )
 
 
-class JudgeError(RuntimeError):
+class JudgeError(AssetError):
     """The stored judge is missing or is not the one its checksums describe."""
 
 

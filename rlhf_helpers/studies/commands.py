@@ -17,17 +17,21 @@ def study(plan, out, only, first) -> None:
 
     A study that was stopped goes on where it was. Its table is up to date after every row.
     """
-    from rlhf_helpers.config.trl_config import ConfigError, repo_root, resolve_run_dir
+    from rlhf_helpers.config.checks import integer, optional, wrong
+    from rlhf_helpers.config.trl_config import repo_root, resolve_run_dir
+    from rlhf_helpers.progress import printable
 
     from .plan import load_plan
     from .study import run_study
 
+    optional(integer(1))("--first", first)
     loaded = load_plan(plan)
     rows = [row for row in loaded.rows[:first] if only is None or only in row.name]
     if not rows:
-        raise ConfigError(f"--only is {only!r}: no row of the plan has that in its name.")
+        raise wrong("--only", only, "no row of the plan has that in its name")
     table = run_study(loaded, resolve_run_dir(out or f"figures/study/{loaded.name}"), rows)
-    print(table.relative_to(repo_root()) if table.is_relative_to(repo_root()) else table)
+    shown = table.relative_to(repo_root()) if table.is_relative_to(repo_root()) else table
+    print(printable(str(shown)))
 
 
 @click.command()
@@ -42,11 +46,18 @@ def sweep(sweep, script, out, cpus, gpus) -> None:
     SWEEP.yml has fields, strategies and tune_config, as trlX's sweeps do; SCRIPT.py has
     main(hparams).
     """
+    from rlhf_helpers.config.checks import integer, number
+    from rlhf_helpers.progress import printable
+    from rlhf_helpers.runs.files import writing_to
+
     from .sweep import run_sweep
 
-    results = run_sweep(sweep, script, out, cpus, gpus)
+    integer(1, 100_000)("--cpus", cpus)
+    number(0.0, 100_000)("--gpus", gpus)
+    with writing_to(out):
+        results = run_sweep(sweep, script, out, cpus, gpus)
     best = results.get_best_result()
     drawn = ", ".join(f"{k} = {v}" for k, v in best.config.items())
-    print(f"Best of {len(results)} trials: {drawn}")
+    print(printable(f"Best of {len(results)} trials: {drawn}"))
     print(f"Its metrics: {best.metrics_dataframe.iloc[-1].get('reward/mean')} reward/mean")
     print(f"Every trial: {Path(out) / Path(sweep).stem / 'trials.csv'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,13 +48,14 @@ class RewardCaller:
 
     def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
         """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
-        call = functools.partial(
-            self.reward_fn,
-            samples=texts.samples,
-            prompts=texts.prompts,
-            outputs=texts.outputs,
-            **self.keywords | metadata_of(prompts),
-        )
+        lists = {"samples": texts.samples, "prompts": texts.prompts, "outputs": texts.outputs,
+                 **metadata_of(prompts)}  # fmt: skip
+
+        def call() -> Any:
+            # Copies for every attempt: PPO trains on what the policy wrote, whatever is done here.
+            own = {name: list(values) for name, values in lists.items()}
+            return self.reward_fn(**(self.keywords | own))
+
         values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)
 

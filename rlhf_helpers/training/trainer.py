@@ -33,8 +33,9 @@ from rlhf_helpers.environment import advice_about_threads
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
+from rlhf_helpers.rewards.calling import UserFunctionError, check_function
 from rlhf_helpers.rewards.reward import RewardError
-from rlhf_helpers.runs.files import writing_to
+from rlhf_helpers.runs.files import made_directory, refuse_links, writing_to
 from rlhf_helpers.runs.lock import only_run_in
 
 from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, samples_per_prompt
@@ -42,7 +43,13 @@ from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .log import TrainingLog
 from .processes import Processes, local_device
-from .prompts import PromptStream, check_fits_model, check_prompts, tokenize_prompts
+from .prompts import (
+    PromptStream,
+    check_fits_model,
+    check_prompts,
+    check_stop_sequences,
+    tokenize_prompts,
+)
 from .random_states import undone_on_failure
 from .rollout import Minibatch, RolloutStore
 from .saving import Saving
@@ -95,8 +102,10 @@ def train(
             "train() tunes online with reward_fn only: dataset, samples and rewards belong to "
             "trlX's offline methods (ILQL, SFT), which this project does not have."
         )
-    if reward_fn is None:
-        raise ConfigError("train() needs reward_fn, a function from samples to a list of numbers.")
+    check_function("reward_fn", reward_fn, needed=True)
+    check_function("metric_fn", metric_fn)
+    check_function("callback", callback)
+    stop_sequences = check_stop_sequences(stop_sequences)
     config = config or default_ppo_config()
     if model_path is not None:
         config = TRLConfig.update(config.to_dict(), {"model.model_path": model_path})
@@ -104,8 +113,9 @@ def train(
     prompts = check_prompts("prompts", prompts)
     if eval_prompts is None:
         eval_prompts = prompts[: config.train.batch_size]
-    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences or [], callback)
-    trainer.add_prompts(prompts, check_prompts("eval_prompts", eval_prompts))
+    eval_prompts = check_prompts("eval_prompts", eval_prompts)
+    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences, callback)
+    trainer.add_prompts(prompts, eval_prompts)
     trainer.learn()
     return trainer
 
@@ -212,7 +222,8 @@ class PPOTrainer:
     def learn(self) -> None:
         """Train to the end, from the beginning or from the newest checkpoint."""
         with writing_to(self.directory, "make the same call: it goes on from the last checkpoint"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            made_directory(self.directory)
+            refuse_links(self.directory)
             lock = only_run_in(self.directory) if self.processes.is_main else nullcontext()
             with lock, interrupts_noted() as self._interrupts:
                 self.log.start_trackers()
@@ -243,6 +254,11 @@ class PPOTrainer:
             self._one_step()
             if self._all_agree(bool(self._interrupts)):
                 self._stop_interrupted()
+            if self._all_agree(self.log.problem is not None):
+                if self.processes.number > 1:  # which are all here: see learn
+                    self.save()
+                    self.save_pretrained()
+                raise self.log.problem or UserFunctionError("callback failed in another process.")
 
     def _catch_up(self) -> None:
         """Do what is due before the next optimizer step; what fails stays due."""
@@ -325,8 +341,14 @@ class PPOTrainer:
             return
         if self._interrupts:
             self._stop_interrupted()
+        self._stop_on_problem()
         if self.saving.is_due():
             self.save()
+
+    def _stop_on_problem(self) -> None:
+        """Raise what the callback raised, if it did: `learn` then saves what there is."""
+        if self.log.problem is not None:
+            raise self.log.problem
 
     def _flush(self) -> None:
         """Log the optimizer steps whose statistics still wait, and look at what they made."""
@@ -455,3 +477,4 @@ class PPOTrainer:
         self.save()
         self.save_pretrained()
         self.log.close()
+        self._stop_on_problem()

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import click
 import pytest
+import torch
 
 from rlhf_helpers.__main__ import COMMANDS, EXIT_CODES, cli, main
 from rlhf_helpers.config.trl_config import ConfigError, load_profile, save_config
@@ -16,7 +17,9 @@ from rlhf_helpers.notebook import colab, doctor
 from rlhf_helpers.notebook.committed_runs import keep_run
 from rlhf_helpers.notebook.doctor import FAIL, OK, WARN, Finding, table_text
 from rlhf_helpers.notebook.summary import before_after_table, costs, results, run_summary
+from rlhf_helpers.runs import manifest
 from rlhf_helpers.runs.files import MissingRunFileError, RunDir, atomic_write_json, write_jsonl
+from rlhf_helpers.training.processes import local_device
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,6 +223,30 @@ def test_the_table_counts_what_is_to_mend():
     ]
 
 
+@pytest.mark.parametrize(
+    "system, machine, status, words",
+    [
+        ("Linux", "x86_64", None, ""),
+        ("Darwin", "x86_64", None, ""),
+        ("Darwin", "arm64", OK, "MPS. is not used"),
+        ("Windows", "AMD64", WARN, "never tested"),
+    ],
+)
+def test_what_does_not_work_on_a_system_is_said(monkeypatch, system, machine, status, words):
+    monkeypatch.setattr(doctor.platform, "system", lambda: system)
+    monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
+    rows = doctor.check_system()
+    assert [row.status for row in rows] == ([status] if status else [])
+    assert all(re.search(words, row.found) for row in rows)
+
+
+def test_a_mac_is_reported_as_the_cpu_that_its_runs_take(monkeypatch):
+    """Also with Apple's GPU there: what is reported is the device of the loaded policy."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert manifest.device_report()["type"] == local_device().type == "cpu"
+
+
 # --- Colab ----------------------------------------------------------------------------------------
 
 
@@ -231,13 +258,6 @@ def test_torch_and_numpy_stay_as_the_image_has_them():
 def test_colab_keeps_its_own_front_end():
     text = "torch>=2\njupyterlab>=4  # to read them in\nipykernel>=6\n"
     assert colab.requirements_for_colab(text) == "torch>=2\nipykernel>=6\n"
-
-
-@pytest.mark.parametrize(
-    "version, old", [(None, False), ("0.10.0", True), ("0.15.1+cu1", True), ("0.16.0", False)]
-)
-def test_only_a_torchao_that_breaks_peft_is_removed(version, old):
-    assert colab.torchao_is_too_old(version) is old
 
 
 # --- summary --------------------------------------------------------------------------------------

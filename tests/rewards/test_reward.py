@@ -194,7 +194,7 @@ def test_a_value_that_cannot_even_be_shown():
         def __repr__(self):
             raise OSError
 
-    with pytest.raises(RewardError, match="a value of type Broken .Broken. for sample 0"):
+    with pytest.raises(RewardError, match="<Broken instance at .*> .Broken. for sample 0"):
         check_rewards([Broken(), 1.0, 1.0], SAMPLES)
 
 
@@ -454,7 +454,7 @@ def test_training_resumes_to_the_same_bits(tiny_training, tmp_path, monkeypatch)
 def test_a_checkpoint_of_other_settings_is_refused(tiny_training, tmp_path):
     train_reward.train_reward(tmp_path, tiny_training)
     other = RewardTrainConfig(**{**vars(tiny_training), "learning_rate": 0.5})
-    with pytest.raises(ValueError, match="learning_rate=0.001, not 0.5"):
+    with pytest.raises(ValueError, match="learning_rate = 0.001, not 0.5"):
         train_reward.train_reward(tmp_path, other)
 
 

@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from rlhf_helpers.runs import files
 from rlhf_helpers.runs.files import (
     WRITTEN_BY,
     MissingRunFileError,
@@ -19,6 +20,31 @@ from rlhf_helpers.runs.files import (
     reference_run_dir,
     write_jsonl,
 )
+
+
+def test_on_windows_files_are_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """There fsync of a handle for reading is refused, and a directory cannot be opened."""
+    path = tmp_path / "weights"
+    path.write_bytes(b"1\r\n\x1a2")
+    flushed, really_open, binary = [], os.open, 1 << 40
+
+    def windows_open(name, flags):
+        assert not os.path.isdir(name) and flags & binary
+        return really_open(name, flags & ~binary)
+
+    def windows_fsync(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(handle)
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "O_BINARY", binary, raising=False)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    files.fsync(path)
+    files.fsync(tmp_path)
+    assert len(flushed) == 1 and path.read_bytes() == b"1\r\n\x1a2"
 
 
 def test_json_is_written_readable_and_whole(tmp_path):

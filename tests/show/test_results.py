@@ -17,6 +17,11 @@ README = (repo_root() / "README.md").read_text(encoding="utf-8")
 def test_readme_tables_are_those_of_the_committed_runs():
     assert results.results_table() in README
     assert results.costs_table() in README
+    assert results.pairs_table() in README
+
+
+def test_a_text_in_a_table_stays_in_its_cell():
+    assert results._in_a_cell("a | b\n*c* _d_ <e>") == r"a \| b \*c\* \_d\_ \<e\>"
 
 
 def test_every_seed_reaches_what_the_readme_promises():
@@ -36,7 +41,7 @@ def test_every_seed_reaches_what_the_readme_promises():
 def test_rewards_in_the_table_are_the_means_of_the_committed_samples():
     folder = repo_root() / "figures" / "reference_runs" / "cpu"
     seed = json.loads((folder / "evaluation.json").read_text())["seed"]
-    row = re.search(rf"^\| {seed} \| ([\d.]+) \| \*\*([\d.]+)\*\*", README, re.MULTILINE)
+    row = re.search(rf"^\| {seed} \| ([\d.]+) → \*\*([\d.]+)\*\*", README, re.MULTILINE)
     for shown, name in zip(row.groups(), ("baseline", "after"), strict=True):
         lines = (folder / f"{name}_samples.jsonl").read_text().splitlines()
         rewards = [s["reward"] for s in map(json.loads, lines) if s["group"] == "heldout"]
@@ -126,7 +131,7 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
     """What docs/study.md shows for every finished run of the default."""
     for path in results.finished_runs("cpu"):
         e = json.loads((path / "evaluation_1000.json").read_text())
-        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_json(
+        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_evaluation(
             path / "evaluation.json"
         )["seed"]
         assert e["reward_after"] >= 0.85

@@ -91,7 +91,7 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path):
     assert "row 'a'" in error_of(tmp_path, [ppo | {"set": {"method.init_kl_coef": -1}}])
     assert "rows" in error_of(tmp_path, [])
     assert "n_prompts" in error_of(tmp_path, [ppo], n_prompt=4)
-    assert "above 1" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
+    assert "from 2 to" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
 
 
 def test_the_command_says_when_no_row_is_chosen(capsys, tmp_path):
