@@ -93,7 +93,8 @@ class Policy(nn.Module):
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
-        self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.takes_positions = "position_ids" in accepted
+        self.wants_positions = self.takes_positions and base.config.model_type != "opt"
         dropouts = [site.dropout for site in lora_sites(base)]
         self._lora_dropouts = [dropout for dropout in dropouts if dropout is not None]
         self._is_packed = False
