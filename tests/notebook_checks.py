@@ -12,7 +12,8 @@ How a notebook is made, and what the checks below hold it to (all of FINISHED an
   (WRITTEN); this cell or the next asserts that it agrees with the package's own.
 - Prose, then code, then what was seen. Jargon is explained where it is first used.
 - A prediction is a paragraph that begins with **Predict.**; the code cells up to its folded answer
-  (<details>) have folded outputs: OUTPUT_FOLDED in their metadata. The code stays in sight.
+  (<details>) have folded outputs: OUTPUT_FOLDED in their metadata. What they print begins with
+  the line "Answer:", which JupyterLab leaves in sight. The code is not folded.
 - Whatever runs in seconds runs for real, in reference runs too, with an assertion on its range or
   shape. Cells that sample, score or look at the machine carry nbval-ignore-output; all others are
   compared at every replay.
@@ -309,7 +310,11 @@ def check_predictions(notebook: Notebook) -> None:
     for cell in notebook.node.cells:
         if cell.cell_type == "code":
             if waiting and cell.outputs:
-                assert is_folded(cell, OUTPUT_FOLDED), f"In [{cell.execution_count}] tells it"
+                where = f"In [{cell.execution_count}]"
+                assert is_folded(cell, OUTPUT_FOLDED), f"{where} tells it"
+                # JupyterLab shows the first line of a folded text.
+                told = [out.text for out in cell.outputs if out.output_type == "stream"]
+                assert not told or told[0].startswith("Answer:\n"), f"{where} begins with it"
             continue
         if waiting:
             assert "<details><summary>Answer</summary>" in cell.source, "no answer follows"
