@@ -17,7 +17,7 @@ from rlhf_helpers.runs.files import atomic_write_text
 
 BADGE = re.compile(
     r"\[!\[Open In Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
-    r"\(https://colab\.research\.google\.com/github/[^\s)]+?/notebooks/(?P<name>[\w.-]+\.ipynb)\)"
+    r"\(https://colab\.research\.google\.com/github/[^\s)]+?/notebooks/(?P<name>[\w./-]+\.ipynb)\)"
 )
 BOOTSTRAP_TAG = "bootstrap"
 
@@ -78,7 +78,8 @@ def rewrite_notebook(path: Path, url: str) -> bool:
 def rewrite_badges(repo_root: Path) -> list[Path]:
     """Refresh README.md and all notebooks from pyproject.toml; the files that changed."""
     url = repository_url(repo_root / "pyproject.toml")
-    notebooks = sorted((repo_root / "notebooks").glob("*.ipynb"))
+    folder = repo_root / "notebooks"
+    notebooks = sorted([*folder.glob("*.ipynb"), *folder.glob("colab/*.ipynb")])
     changed = [path for path in notebooks if rewrite_notebook(path, url)]
     readme = repo_root / "README.md"
     before = readme.read_text(encoding="utf-8")
