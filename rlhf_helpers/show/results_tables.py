@@ -150,7 +150,7 @@ def support_table() -> str:
     for image in images:
         versions = ", ".join(f"{name} {number}" for name, number in image["versions"].items())
         lines.append(
-            f"\n{image['image']}: a twin of Colab's image without a GPU, with its versions: {versions}."
+            f"\n{image['image']}: a twin of Colab's image, without a GPU, with {versions}."
         )
     return "\n".join([*lines, "<!-- /support -->"])
 
