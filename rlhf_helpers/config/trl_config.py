@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .checks import (
     ConfigWarning,
     closest,
     entries,
+    file_name,
     file_path,
     integer,
     mapping,
@@ -64,9 +66,10 @@ from .sections import (
 __all__ = [
     "ConfigError", "ConfigWarning", "GRPOConfig", "MethodConfig", "ModelConfig", "OptimizerConfig",
     "PPOConfig", "Profile", "RLOOConfig", "SchedulerConfig", "TRLConfig", "TokenizerConfig",
-    "TrainConfig", "check_run_dir", "default_ppo_config", "get_method", "load_profile",
-    "optimizer_class_path", "parse_overrides", "profile_names", "register_method", "repo_root",
-    "resolve_run_dir", "save_config", "scheduler_class_path", "validate_config",
+    "TrainConfig", "check_run_dir", "clone_root", "default_ppo_config", "get_method",
+    "load_profile", "optimizer_class_path", "parse_overrides", "profile_names", "register_method",
+    "repo_root", "resolve_run_dir", "save_config", "scheduler_class_path", "validate_config",
+    "warn_of_truncation",
 ]
 
 PROFILES_DIR = Path(__file__).resolve().parents[1] / "profiles"
@@ -190,8 +193,9 @@ def validate_config(config: TRLConfig) -> None:
     if config.tokenizer.padding_side != "left":
         raise wrong("tokenizer.padding_side", config.tokenizer.padding_side,
                     "give 'left', so that all prompts of a batch end in the same column")
-    if config.train.trainer_kwargs:
-        warnings.warn("train.trainer_kwargs has no effect here", ConfigWarning, stacklevel=2)
+    for name in ("trainer_kwargs", "rollout_logging_dir"):
+        if getattr(config.train, name):
+            warnings.warn(f"train.{name} has no effect here", ConfigWarning, stacklevel=2)
     _require_package("train.tracker", config.train.tracker, config.train.tracker)
     if config.model.load_in_4bit:
         _require_package("model.load_in_4bit", True, "bitsandbytes")
@@ -209,6 +213,26 @@ def _check_lengths(path: str, gen_kwargs: Mapping[str, Any] | None) -> None:
     if "max_new_tokens" not in gen_kwargs:
         raise ConfigError(f"{path}.max_new_tokens is missing: prompts are cut to train.seq_length "
                           "less that number of tokens, so give one.")
+
+
+# Settings of generation that leave tokens out, with the value at which they leave out none; what
+# transformers takes where none is given.
+_TRUNCATION = {"top_k": (0, 50), "top_p": (1.0, 1.0), "min_p": (0.0, 0.0), "typical_p": (1.0, 1.0)}
+
+
+def warn_of_truncation(method: MethodConfig) -> None:
+    """ConfigWarning where rollouts are drawn from less than their log-probabilities are of."""
+    key = "gen_kwargs" if method.gen_experience_kwargs is None else "gen_experience_kwargs"
+    settings = getattr(method, key)
+    if not settings.get("do_sample"):
+        return
+    for name, (off, default) in _TRUNCATION.items():
+        value = settings.get(name, default)
+        if value != off:
+            warnings.warn(
+                f"method.{key}.{name} is {value}: samples leave out tokens that their "
+                f"log-probabilities count, which nothing makes up for; set it to {off} to sample "
+                "from the whole policy.", ConfigWarning, stacklevel=3)
 
 
 def _require_package(path: str, value: Any, package: str | None) -> None:
@@ -311,7 +335,7 @@ def load_profile(name_or_path: str | Path, overrides: Mapping[str, Any] | None =
     """
     path = _profile_path(name_or_path)
     data = merge(_PROFILE_DEFAULTS, read_yaml(path))
-    name = text("profile", data.pop("profile", path.stem))
+    name = file_name("profile", data.pop("profile", _name_from(path)))
     data = _apply_overrides(data, nest_overrides(overrides or {}))
     extra = {section: entries(section, data.pop(section, {}), checks)
              for section, checks in _PROFILE_CHECKS.items()}
@@ -337,6 +361,11 @@ def _profile_path(name_or_path: str | Path) -> Path:
                           f"{closest(given.name, profile_names())!r}, or another of "
                           f"{', '.join(profile_names())}?")
     return PROFILES_DIR / f"{given.name}.yml"
+
+
+def _name_from(path: Path) -> str:
+    """The name of a profile whose file says none: that of the file, as far as it can be one."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100] or "profile"
 
 
 def _apply_overrides(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -374,6 +403,18 @@ def repo_root() -> Path:
     return Path.cwd() if parent.name in ("site-packages", "dist-packages") else parent
 
 
+def clone_root(what: str) -> Path:
+    """The clone of the repository; ConfigError, with `what` needs it, where there is none here.
+
+    What pip installs has the package alone: no notebooks, no figures, no README.
+    """
+    root = repo_root()
+    if not ((root / "pyproject.toml").is_file() and (root / "notebooks").is_dir()):
+        raise ConfigError(f"{what} needs a clone of the repository, and {root} is none: clone it "
+                          "and start the command there.")
+    return root
+
+
 def resolve_run_dir(run_dir: str | Path) -> Path:
     """A run directory as an absolute path; a relative one lies in the repository."""
     return repo_root() / os.path.expanduser(file_path("run_dir", run_dir))
@@ -389,7 +430,7 @@ def save_config(profile: Profile, run_dir: str | Path) -> Path:
 def check_run_dir(profile: Profile, run_dir: str | Path) -> None:
     """ConfigError when the run directory already belongs to another configuration."""
     path = resolve_run_dir(run_dir) / "config.yml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     # Fields that are newer than that file have their defaults there.
     there, here = (_flat(yaml.safe_load(yaml.safe_dump(p.to_dict())))

@@ -12,19 +12,23 @@ in the manifest. Every check happens on first use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
+import os
 import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rlhf_helpers.config.checks import ConfigError, Sentence, shown
+from rlhf_helpers.config.reading import TEXT, UnreadableFileError, read_json, read_text
 
 from .registry import REGISTRY, Asset
 
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 SUMS = "SHA256SUMS"
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz")
+MODEL_FILES = (
+    "config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*.json",
+)
 HUB_MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 HELD_OUT_BUCKET = 0
@@ -50,7 +57,7 @@ POST_EVAL_PROMPTS = (
 )
 
 
-class AssetError(RuntimeError):
+class AssetError(Sentence, RuntimeError):
     """An asset is missing, or is not what it should be; the message says what to do."""
 
 
@@ -89,22 +96,48 @@ def write_sums(directory: str | Path) -> None:
     files = [
         p for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".json", ".npz")
     ]
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
+    lines = [f"{file_sha256(p)}  {p.name}\n" for p in files]
     (directory / SUMS).write_text("".join(lines))
 
 
 def read_sums(directory: Path) -> dict[str, str]:
-    """File name -> SHA-256 from a directory's `SHA256SUMS`."""
-    lines = (directory / SUMS).read_text().splitlines()
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
-    return {name.strip().removeprefix("*"): digest for digest, name in pairs}
+    """File name -> SHA-256 from a directory's `SHA256SUMS`; AssetError where it is no such list."""
+    path = directory / SUMS
+    try:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+    except UnreadableFileError as error:
+        raise AssetError(str(error)) from None
+    found = [_SUM.fullmatch(line.strip()) for line in lines]
+    if not found or None in found:
+        raise AssetError(f"{path} is no list of SHA-256 sums: restore it, or remove it.")
+    return {match["name"]: match["digest"] for match in found if match}
+
+
+# A name within the directory: code reads what lies there and nothing else.
+_SUM = re.compile(r"(?P<digest>[0-9a-f]{64})\s+\*?(?P<name>(?!\.\.?$)[^/\\]+)")
+
+
+@contextlib.contextmanager
+def asset_loaded(name: str, what: str) -> Iterator[None]:
+    """Whatever a library says of files that it cannot load, as an AssetError of one sentence."""
+    try:
+        yield
+    except (AssetError, ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        raise AssetError(
+            f"{shown(name)} cannot be loaded as a {what} ({type(error).__name__}: "
+            f"{_first_line(error)}): give another, or restore its files."
+        ) from error
 
 
 def sums_hold(directory: Path) -> bool:
     """Whether a directory has its `SHA256SUMS` and every file in it has its hash."""
     try:
         return all(file_sha256(directory / f) == d for f, d in read_sums(directory).items())
-    except OSError:
+    except (OSError, AssetError):
         return False
 
 
@@ -148,11 +181,11 @@ def find_asset(name: str, kind: str = "model") -> AssetPath:
     """
     asset = REGISTRY.get(name)
     if name and (asset is None or "/" in name) and Path(name).expanduser().exists():
-        return _find_path(name)
+        return _find_path(name, kind)
     if asset is None:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
             raise AssetError(
-                f"{name!r} is neither an existing path nor the name of an asset; "
+                f"{shown(name)} is neither an existing path nor the name of an asset; "
                 f"known names: {', '.join(REGISTRY)}, or any hub name like facebook/opt-125m."
             )
         asset = Asset(name, "see its card on the hub", kind=kind)
@@ -163,11 +196,37 @@ def find_asset(name: str, kind: str = "model") -> AssetPath:
     return _find_on_hub(asset)
 
 
-def _find_path(name: str) -> AssetPath:
+def _find_path(name: str, kind: str) -> AssetPath:
     path = Path(name).expanduser().resolve()
+    problem = _not_a_dataset(path) if kind == "dataset" else _not_a_model(path)
+    if problem:
+        raise AssetError(f"{shown(name)} is no {kind}: {problem}.")
     if path.is_dir() and (path / SUMS).exists():
         _check(name, path, read_sums(path), f"restore it, or remove {path / SUMS}")
     return _found(Asset(name, "that of its owner"), path, "path", None)
+
+
+def _not_a_dataset(path: Path) -> str | None:
+    if not path.is_file() or path.suffix not in (".csv", ".parquet", ".jsonl"):
+        return "give a .csv, .parquet or .jsonl file with the columns text and label (0 or 1)"
+    return None
+
+
+def _not_a_model(path: Path) -> str | None:
+    """What keeps a path from being a model, a tokenizer, or an adapter that this project made."""
+    if path.is_file():
+        return None if path.suffix == ".gguf" else "give a directory, or a .gguf file"
+    if not path.is_dir():
+        return "give a directory, or a .gguf file"
+    if not any(True for pattern in MODEL_FILES for _ in path.glob(pattern)):
+        return "that directory has neither config.json nor weights nor a tokenizer"
+    try:
+        for name in ("adapter_config.json", "config.json"):
+            if os.path.lexists(path / name):
+                read_json(path / name, {})
+    except UnreadableFileError as error:
+        return str(error).removesuffix(".")
+    return None
 
 
 def _find_shipped(asset: Asset) -> AssetPath:
@@ -266,7 +325,7 @@ def _missing_model_files(path: Path) -> list[str]:
     if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
         missing.append("model.safetensors")
     for index in path.glob("*.index.json"):
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = set(read_json(index, {"weight_map": {"*": TEXT}})["weight_map"].values())
         if list(path.glob(f"*{Path(index.stem).stem.split('.')[-1]}")):
             missing += [s for s in sorted(shards) if not (path / s).exists()]
     return missing
@@ -301,10 +360,24 @@ def asset_table(profile: Any) -> list[dict]:
     return rows
 
 
+def _check_complete(path: Path) -> None:
+    """AssetError where a directory lacks what a model, or an adapter, is loaded from."""
+    is_adapter = (path / "adapter_config.json").exists()
+    weights = [] if list(path.glob("adapter_model.*")) else ["adapter_model.safetensors"]
+    try:
+        missing = weights if is_adapter else _missing_model_files(path)
+    except UnreadableFileError as error:
+        raise AssetError(str(error)) from None
+    if missing:
+        raise AssetError(f"{path} is no model: it lacks {', '.join(missing)}.")
+
+
 def _row(role: str, name: str, kind: str) -> dict:
     row = {"name": name, "role": role, "problem": None}
     try:
         found = find_asset(name, kind)
+        if kind == "model" and found.source == "path" and found.path.is_dir():
+            _check_complete(found.path)
     except AssetError as error:
         licence = REGISTRY[name].licence if name in REGISTRY else None
         empty = {"source": None, "revision": None, "sha256": None, "bytes": None}
@@ -367,15 +440,44 @@ def _read_frame(asset: AssetPath) -> pd.DataFrame:
         splits = {Path(f).name.split("-")[0]: str(asset.path / f) for f in files}
         return load_dataset("parquet", data_files=splits, split="train+test").to_pandas()
     readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    readers[".jsonl"] = functools.partial(pd.read_json, lines=True)
+    readers[".jsonl"] = functools.partial(pd.read_json, lines=True, dtype=False)
     reader = readers.get(asset.path.suffix)
-    frame = reader(asset.path) if reader else pd.DataFrame()
-    if not {"text", "label"} <= set(frame):
-        raise AssetError(
-            f"{asset.path} cannot be read as reviews: give a .csv, .parquet or .jsonl file with "
-            f"the columns text and label (0 or 1)."
-        )
-    return frame
+    try:
+        frame = reader(asset.path) if reader else pd.DataFrame()
+    except Exception as error:  # pandas and Arrow raise many kinds
+        raise _no_reviews(asset.path, f"{type(error).__name__}: {_first_line(error)}") from error
+    if not {"text", "label"} <= set(frame) or frame.empty:
+        raise _no_reviews(asset.path, "there is no row with text and label")
+    return _checked_reviews(frame, asset.path)
+
+
+def _checked_reviews(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The frame with labels as integers; AssetError for the first row that is no review."""
+    labels = []
+    for row, (text, label) in enumerate(zip(frame["text"], frame["label"], strict=True), start=1):
+        if not isinstance(text, str) or not clean_text(text):
+            raise _no_reviews(path, f"row {row} has {shown(text)} as its text")
+        if not _is_utf8(text):
+            raise _no_reviews(path, f"the text of row {row} is no text in UTF-8")
+        if str(label) not in ("0", "1", "0.0", "1.0"):
+            raise _no_reviews(path, f"row {row} has {shown(label)} as its label")
+        labels.append(int(float(label)))
+    return frame.assign(label=labels)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_reviews(path: Path, problem: str) -> AssetError:
+    return AssetError(
+        f"{path} cannot be read as reviews ({problem}): give a .csv, .parquet or .jsonl file in "
+        "UTF-8 with the columns text and label (0 or 1), no text empty."
+    )
 
 
 # --- prompts -------------------------------------------------------------------------------

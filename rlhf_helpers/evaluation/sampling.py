@@ -15,19 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from rlhf_helpers.algorithms.ppo import kl_k1, kl_k3
 from rlhf_helpers.config.trl_config import Profile
 from rlhf_helpers.data.assets import heldout_prompts, load_reviews
+from rlhf_helpers.models.decoding import WARPERS, warpers
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.task import post_prompts, prompt_of
@@ -79,10 +72,14 @@ class RowNoise(LogitsProcessor):
     def __init__(self, seeds: Sequence[int]):
         """One generator a row, on the CPU, so that a seed means the same on every device."""
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # Which rows the scores are of: those whose texts go on (models/decoding.py); None: all.
+        self.rows: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores [B, V] -> [B, V]"""
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
+        """scores [B, V] (or of `rows` only) -> the same shape"""
+        rows = range(len(self.generators)) if self.rows is None else self.rows.tolist()
+        draws = [torch.rand(scores.shape[1], generator=self.generators[row]) for row in rows]
+        uniform = torch.stack(draws)
         uniform = uniform.clamp_(1e-10, 1 - 1e-7).to(scores.device)
         return scores.float() - torch.log(-torch.log(uniform))
 
@@ -128,31 +125,14 @@ def sample(
     return samples
 
 
-# What generate() does to the scores before it draws, in its order: class, value without effect,
-# value where none is given.
-WARPERS: dict[str, tuple[type[LogitsProcessor], float, float | None]] = {
-    "temperature": (TemperatureLogitsWarper, 1.0, 1.0),
-    "top_k": (TopKLogitsWarper, 0, 50),
-    "top_p": (TopPLogitsWarper, 1.0, 1.0),
-    "min_p": (MinPLogitsWarper, 0.0, None),
-    "typical_p": (TypicalLogitsWarper, 1.0, 1.0),
-}
-
-
 def _without_sampling(
     gen_kwargs: dict[str, Any], seeds: Sequence[int]
 ) -> tuple[dict[str, Any], LogitsProcessorList]:
     """generate()'s settings for drawing by argmax, with what it then leaves out and the noise."""
-    settings = {**gen_kwargs, "do_sample": False}
-    values = {name: settings.pop(name, default) for name, (_, _, default) in WARPERS.items()}
+    settings = {k: v for k, v in gen_kwargs.items() if k not in WARPERS} | {"do_sample": False}
     if not gen_kwargs.get("do_sample", False):
         return settings, LogitsProcessorList()
-    warpers = [
-        warper(type(neutral)(values[name]))
-        for name, (warper, neutral, _) in WARPERS.items()
-        if values[name] is not None and values[name] != neutral
-    ]
-    return settings, LogitsProcessorList([*warpers, RowNoise(seeds)])
+    return settings, LogitsProcessorList([*warpers(gen_kwargs), RowNoise(seeds)])
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import gc
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +37,7 @@ from rlhf_helpers.training.semantics import semantics_of, sequences_of
 from rlhf_helpers.training.sequences import Sequences
 from rlhf_helpers.training.trainer import PPOTrainer
 
+from .bench_case import CLOCKS, Case
 from .counted_work import (
     ModelSizes,
     Task,
@@ -53,35 +54,6 @@ from .naive import NaivePolicy
 from .shapes import shape_config
 
 PROMPT_TOKENS = 24
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@dataclass
-class Case:
-    """What to measure: a profile or a shape, and how much of it. None: as the profile says."""
-
-    profile: str | None = None
-    shape: str | None = None
-    layers: int | None = None  # of the shape, instead of its own number
-    tiny: bool = False  # the shape's architecture with hardly any width, to try the code
-    batch: int | None = None
-    rollouts: int | None = None
-    chunk: int | None = None
-    new_tokens: int | None = None
-    unfrozen: int | None = None
-    threads: int | None = None
-    iterations: int = 5
-    naive: bool = True
-    semantics: str | None = None
-    reward: str | None = None  # "distilbert": a random model of its shape scores the token ids
-    clock: str = "wall"  # or "cpu": seconds that the process computed, on a machine that is shared
-    static_cache: bool = False  # decode with a static cache, which transformers compiles on CUDA
-    memory_of: str | None = None  # only the peak memory of this engine
-
-    @property
-    def device(self) -> str:
-        """Where it runs."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- the trainers ----------------------------------------------------------------------------

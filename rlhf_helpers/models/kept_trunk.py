@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,41 +22,23 @@ from .policy import Policy
 
 @dataclass
 class SamplingRecord:
-    """What passed through the decoder during one call of `generate`, step by step."""
+    """What passed through the trunk during the last call of `Policy.generate`, K columns.
 
-    ids: list[Tensor] = field(default_factory=list)  # [n, Q], then [n, 1] for each new token
-    states: list[Tensor] = field(default_factory=list)  # the same columns' [.., h] below the top
+    Both None where nothing was kept: transformers' own `generate` keeps nothing.
+    """
 
-    def columns(self) -> tuple[Tensor, Tensor] | None:
-        """All ids [n, K] and states [n, K, h]; None where they do not belong together."""
-        shapes = [x.shape[:2] for x in self.states]
-        if not shapes or shapes != [x.shape for x in self.ids] or len({s[0] for s in shapes}) > 1:
-            return None
-        return torch.cat(self.ids, 1), torch.cat(self.states, 1)
+    ids: Tensor | None = None  # [n, K]; -1 in the columns of a row that had ended
+    states: Tensor | None = None  # [n, K, h] that enter the top; 0 in those columns
 
 
 @contextmanager
 def sampling_recorded(policy: Policy) -> Iterator[SamplingRecord]:
-    """Within it, everything that the policy's decoder is fed is recorded."""
-    record = SamplingRecord()
-
-    def keep_ids(_module, args, kwargs):
-        ids = args[0] if args else kwargs.get("input_ids")
-        if ids is not None:
-            record.ids.append(ids)
-
-    def keep_states(_module, args, kwargs):
-        record.states.append(args[0] if args else kwargs["hidden_states"])
-
-    hooks = [
-        policy.decoder.register_forward_pre_hook(keep_ids, with_kwargs=True),
-        policy.layers[policy.branch].register_forward_pre_hook(keep_states, with_kwargs=True),
-    ]
+    """Within it, `policy.generate` fills the record."""
+    policy.record = SamplingRecord()
     try:
-        yield record
+        yield policy.record
     finally:
-        for hook in hooks:
-            hook.remove()
+        policy.record = None
 
 
 @torch.no_grad()
@@ -75,10 +57,9 @@ def trunk_states(
     whose needed columns were all fed, id for id and with the same mask, takes its states from the
     record; the others are computed. None where the record serves no sequence at all.
     """
-    known = record.columns()
-    if known is None or len(known[0]) != len(tokens):
+    fed_ids, fed_states = record.ids, record.states
+    if fed_ids is None or len(fed_ids) != len(tokens):
         return None
-    fed_ids, fed_states = known
     width = min(fed_ids.shape[1], tokens.shape[1])
     # generate() attends to every token that it draws.
     fed_mask = F.pad(prompt_mask, (0, fed_ids.shape[1] - prompt_mask.shape[1]), value=1)

@@ -9,6 +9,7 @@ instead of 1.54 GB; what the copies cost on a GPU has not been measured.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -17,9 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 class RoomyLayer(DynamicLayer):
     """One layer's keys and values in tensors that have room for `room` tokens from the start.
 
-    `keys` and `values`, [batch, heads, tokens so far, width], are views of those tensors. Where
-    they were replaced (reordered by a beam search, cut), or the room is used up, this layer grows
-    by concatenation like any other.
+    `keys` and `values`, [batch, heads, tokens so far, width], are views of those tensors.
     """
 
     def __init__(self, room: int):
@@ -31,24 +30,33 @@ class RoomyLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Store the states of new tokens, [batch, heads, new, width]; returns those of all."""
         if not self.is_initialized:
-            self._take_room(key_states, value_states)
-        start = self.get_seq_length()
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.stores = [_room_like(x, self.room) for x in (key_states, value_states)]
+            self._show(len(key_states), 0)
+            self.is_initialized = True
+        start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
-        in_place = self.keys is self.views[0] and self.values is self.views[1]
-        if not in_place or end > self.room:
-            return super().update(key_states, value_states, *args, **kwargs)
-        for store, states in zip(self.stores, (key_states, value_states), strict=True):
-            store[..., start:end, :] = states
-        self.keys, self.values = self.views = tuple(store[..., :end, :] for store in self.stores)
+        if end > self.room:
+            raise ValueError(f"The key-value cache has room for {self.room} tokens, not for {end}.")
+        self._show(len(key_states), end)
+        self.keys[..., start:, :] = key_states
+        self.values[..., start:, :] = value_states
         return self.keys, self.values
 
-    def _take_room(self, key_states: Tensor, value_states: Tensor) -> None:
-        # What DynamicLayer.lazy_initialization sets, whose arguments changed from transformers
-        # 4.57 (keys) to 5 (keys and values).
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.stores = [_room_like(x, self.room) for x in (key_states, value_states)]
-        self.keys, self.values = self.views = tuple(store[..., :0, :] for store in self.stores)
-        self.is_initialized = True
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Row i of the cache becomes what row indices[i] was; rows that stay are not copied.
+
+        A row may move to the front only, into the place of one that is not among `indices`.
+        """
+        places = torch.arange(len(indices), device=indices.device)
+        moved = indices != places
+        tokens = self.keys.shape[-2]
+        for store in self.stores:
+            store[places[moved], :, :tokens] = store[indices[moved], :, :tokens]
+        self._show(len(indices), tokens)
+
+    def _show(self, batch: int, tokens: int) -> None:
+        self.keys, self.values = (store[:batch, :, :tokens] for store in self.stores)
 
 
 def _room_like(states: Tensor, room: int) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-import types
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ from rlhf_helpers.config.trl_config import ConfigError
 
 from .lora_state import (
     LoraSite,
-    export_peft_adapter,
     load_adapter,
     lora_disabled,
     lora_parameters,
@@ -31,7 +29,6 @@ from .lora_state import (
     own_opendelta_forward,
     save_adapter,
     set_lora_dropout,
-    set_lora_enabled,
 )
 from .lora_targets import (
     PRESET_NAMES,
@@ -46,6 +43,7 @@ from .lora_targets import (
 )
 from .opendelta_import import LoraBackendError, import_opendelta
 from .peft_import import torchao_unseen
+from .precision import lora_in_float32
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -58,7 +56,6 @@ __all__ = [
     "LoraSite",
     "add_lora",
     "count_table",
-    "export_peft_adapter",
     "layer_indices",
     "load_adapter",
     "lora_disabled",
@@ -71,7 +68,6 @@ __all__ = [
     "parameter_report",
     "save_adapter",
     "set_lora_dropout",
-    "set_lora_enabled",
     "structure_tree",
     "value_head_parameter_count",
 ]
@@ -92,7 +88,7 @@ def add_lora(model: PreTrainedModel, model_config: ModelConfig) -> LoraHandle:
 
     delta_kwargs and peft_config are read, never changed (trlX changed them). LoRA's dropout is
     left active and the base model's mode untouched, as in trlX (see set_lora_dropout). On a
-    float16 or bfloat16 model LoRA's own parameters are kept and computed in float32.
+    float16 or bfloat16 model LoRA's own parameters are kept and computed in float32 (precision.py).
     With neither field set, the model stays as it is; with num_layers_unfrozen=0 it is frozen.
     ConfigError for settings that fit no module, LoraBackendError for a library that is missing.
     """
@@ -117,7 +113,7 @@ def add_lora(model: PreTrainedModel, model_config: ModelConfig) -> LoraHandle:
     trained = {id(parameter) for parameter in lora_parameters(model).values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
-    _keep_lora_in_float32(model)
+    lora_in_float32(model)
     return handle
 
 
@@ -243,27 +239,6 @@ def _peft_targets(
             f"{wanted}; candidates are {', '.join(candidate_names(linear_names))}."
         )
     return leave_out(names, peft_config.get("exclude_modules"), "model.peft_config")
-
-
-# ---- reduced precision
-
-
-def _keep_lora_in_float32(model: nn.Module) -> None:
-    """LoRA parameters of a float16 or bfloat16 model in float32: AdamW's steps of 1e-4 vanish in
-    bfloat16's 8 bits. peft's forward casts by itself; OpenDelta's gets one that does."""
-    for site in lora_sites(model):
-        if site.lora_A.dtype == torch.float32:
-            continue
-        site.lora_A.data, site.lora_B.data = site.lora_A.data.float(), site.lora_B.data.float()
-        if site.backend == "opendelta":
-            low_rank = site.module.lora
-            low_rank.forward = types.MethodType(_low_rank_in_float32, low_rank)
-
-
-def _low_rank_in_float32(low_rank: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """scaling * B A dropout(x) [..., out] for x [..., in]; float32 inside, x's dtype outside."""
-    wide = low_rank.lora_dropout(x.float())
-    return (wide @ low_rank.lora_A.T @ low_rank.lora_B.T * low_rank.scaling).to(x.dtype)
 
 
 # ---- reports

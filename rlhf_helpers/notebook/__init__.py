@@ -1,4 +1,6 @@
 """Running, opening and keeping the notebooks: the only room that knows that they exist.
+
+Nothing below may import it: whatever a notebook shows is computed in another room.
 """
 
 import lazy_loader
@@ -11,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
         "costs": ["known_costs"],
+        "fields": ["try_it"],
     },
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -18,11 +19,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import Profile, repo_root, resolve_run_dir
+from rlhf_helpers.config.trl_config import (
+    ConfigError,
+    Profile,
+    clone_root,
+    repo_root,
+    resolve_run_dir,
+)
+from rlhf_helpers.progress import printable
 
 from .colab import installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+PACKAGE = "rlhf-on-one-gpu"
 GB = 1e9
 MEMORY_NEEDED = {"cpu": 4 * GB, "smoke": 3 * GB}  # bytes; other profiles need a GPU
 # Without these a run still works; the rest of requirements.txt must be there.
@@ -52,6 +61,7 @@ def examine(profile: Profile, run_dir: str | Path) -> list[Finding]:
         ("write access", lambda: check_write_access(resolve_run_dir(run_dir))),
         ("assets", lambda: check_assets(profile)),
         ("notebook kernel", check_kernel),
+        ("clone", check_clone),
     ]
     return [finding for name, check in checks for finding in _guarded(name, check)]
 
@@ -73,12 +83,9 @@ def check_python() -> list[Finding]:
 
 
 def check_system() -> list[Finding]:
-    """What does not work outside Linux: a row for Windows and for a Mac with Apple's GPU."""
+    """What is not supported outside Linux: a row for Windows and a Mac with Apple's GPU."""
     if platform.system() == "Windows":
-        found = (
-            "Windows, never tested: two runs in one directory are not kept apart, and stopping "
-            "a run loses what came after its last checkpoint"
-        )
+        found = "never tested: stopping a run may lose what came after its last checkpoint"
         return [Finding("system", WARN, found, "use WSL 2, or try it on a short run first")]
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return [Finding("system", OK, "macOS: runs take the CPU, Apple's GPU (MPS) is not used")]
@@ -97,7 +104,10 @@ def check_libraries(requirements: Path | None = None) -> list[Finding]:
     from packaging.requirements import Requirement
 
     path = requirements or repo_root() / "requirements.txt"
-    wanted = [Requirement(line) for line in requirement_lines(path)]
+    # What pip installed has no such file, but remembers what it asked for.
+    asked = requirement_lines(path) if path.is_file() else importlib.metadata.requires(PACKAGE)
+    wanted = [Requirement(line) for line in asked or []]
+    wanted = [requirement for requirement in wanted if requirement.marker is None]
     rows = []
     for requirement in wanted:
         version = installed_version(requirement.name)
@@ -140,8 +150,8 @@ def check_memory(profile: Profile) -> list[Finding]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself or its closest parent that exists."""
-    return next(p for p in (path, *path.parents) if p.exists())
+    """The path itself or its closest parent that is a directory."""
+    return next(p for p in (path, *path.parents) if p.is_dir())
 
 
 def check_disk(run_dir: Path) -> list[Finding]:
@@ -156,6 +166,10 @@ def check_disk(run_dir: Path) -> list[Finding]:
 def check_write_access(run_dir: Path) -> list[Finding]:
     """A file can be written where the results go; nothing stays behind."""
     folder = nearest_folder(run_dir)
+    in_the_way = [p for p in (run_dir, *run_dir.parents) if os.path.lexists(p) and not p.is_dir()]
+    if in_the_way:
+        todo = "choose another --run-dir"
+        return [Finding("write access", FAIL, f"{in_the_way[0]} is no directory", todo)]
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
@@ -198,6 +212,16 @@ def check_kernel() -> list[Finding]:
     return [Finding("notebook kernel", OK, f"ipykernel {importlib.metadata.version('ipykernel')}")]
 
 
+def check_clone() -> list[Finding]:
+    """Whether the commands that need the repository's other files can work: a row where not."""
+    try:
+        clone_root("run")
+    except ConfigError:
+        needed = "run, notebooks, keep, figures and badges need a clone of the repository"
+        return [Finding("clone", WARN, "the package alone is installed", needed)]
+    return []
+
+
 def table_rows(findings: list[Finding]) -> list[dict[str, str]]:
     """Plain dicts, for a data frame in the notebook."""
     return [
@@ -221,4 +245,4 @@ def table_text(findings: list[Finding]) -> str:
         lines.append(f"{failed} to mend before a run, {warned} to know about.")
     else:
         lines.append(f"Ready to run, {warned} to know about." if warned else "Ready to run.")
-    return "\n".join(lines)
+    return printable("\n".join(lines))

@@ -11,7 +11,8 @@ from typing import Any
 
 from rlhf_helpers.config.trl_config import Profile, repo_root
 
-from .files import RunDir, atomic_write_json, read_json
+from .contents import read_manifest
+from .files import RunDir, atomic_write_json
 
 # The libraries whose version can change a result.
 RECORDED = (
@@ -94,7 +95,7 @@ def write_manifest(run: RunDir, profile: Profile) -> dict[str, Any]:
     """
     from rlhf_helpers.data.assets import asset_table
 
-    earlier = read_json(run.manifest) if run.manifest.exists() else {}
+    earlier = read_manifest(run.manifest) if os.path.lexists(run.manifest) else {}
     manifest = {
         "profile": profile.name,
         "seed": profile.config.train.seed,
@@ -111,7 +112,7 @@ def record_notebook(
     run: RunDir, name: str, seconds: float, peak_rss_bytes: int, status: str, **more: Any
 ) -> None:
     """Put one notebook's row into manifest.json, in place of an earlier row of that name."""
-    manifest = read_json(run.manifest)
+    manifest = read_manifest(run.manifest)
     row = {
         "name": name,
         "seconds": round(seconds, 2),

@@ -7,13 +7,15 @@ Nothing in these tables is typed by hand: a test compares them with the files.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.trl_config import repo_root
 from rlhf_helpers.progress import duration
-from rlhf_helpers.runs.files import atomic_write_text, read_json
+from rlhf_helpers.runs.contents import read_evaluation, read_manifest
+from rlhf_helpers.runs.files import atomic_write_text
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
@@ -34,12 +36,12 @@ def corrected_runs(profile: str = "cpu") -> list[Path]:
 
 def _by_seed(runs: list[Path]) -> list[Path]:
     found = [path for path in runs if (path / "evaluation.json").exists()]
-    return sorted(found, key=lambda path: read_json(path / "evaluation.json")["seed"])
+    return sorted(found, key=lambda path: read_evaluation(path / "evaluation.json")["seed"])
 
 
 def results_table(profile: str = "cpu") -> str:
     """Markdown: one row a seed, and the mean; every seed that was run."""
-    runs = [read_json(path / "evaluation.json") for path in finished_runs(profile)]
+    runs = [read_evaluation(path / "evaluation.json") for path in finished_runs(profile)]
     lines = [
         "<!-- results -->",
         "| seed | reward before | after | difference (95 % interval) | continuation alone "
@@ -65,7 +67,7 @@ COMPARED = ("reward_after", "judge_after", "kl_per_sequence", "distinct_2_after"
 def runs_by_semantics(profile: str = "cpu") -> dict[str, list[Path]]:
     """The committed runs under `trlx` and under `corrected`: seeds that were run under both."""
     runs = {
-        semantics: {read_json(path / "evaluation.json")["seed"]: path for path in paths}
+        semantics: {read_evaluation(path / "evaluation.json")["seed"]: path for path in paths}
         for semantics, paths in (
             ("trlx", finished_runs(profile)), ("corrected", corrected_runs(profile)),
         )
@@ -80,7 +82,7 @@ def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
     for semantics, paths in runs_by_semantics(profile).items():
         own = [
             {"semantics": semantics, "seed": e["seed"], **{k: e[k] for k in COMPARED}}
-            for e in (read_json(path / "evaluation.json") for path in paths)
+            for e in (read_evaluation(path / "evaluation.json") for path in paths)
         ]
         means = {k: sum(row[k] for row in own) / len(own) for k in COMPARED} if own else {}
         rows += [*own, {"semantics": semantics, "seed": "mean", **means}]
@@ -118,7 +120,7 @@ def _row(name: str, e: dict[str, Any]) -> str:
 
 def costs_table(profile: str = "cpu") -> str:
     """Markdown: wall time and peak memory of each notebook of the reference run."""
-    manifest = read_json(repo_root() / "figures" / "reference_runs" / profile / "manifest.json")
+    manifest = read_manifest(repo_root() / "figures" / "reference_runs" / profile / "manifest.json")
     rows = manifest["notebooks"]
     lines = ["<!-- run costs -->", "| notebook | minutes:seconds | peak memory |", "|---|---|---|"]
     lines += [
@@ -137,7 +139,7 @@ GPUS = {"T4": "t4", "L4": "seed", "G4": "seed", "A100": "seed", "H100": "seed"}
 def support_table() -> str:
     """Markdown: where the project has run, from the files of `make test-colab`."""
     files = sorted((repo_root() / "figures" / "support").glob("*.json"))
-    images = [read_json(path) for path in files]
+    images = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     heads = [f"{image['image']}, Python {image['python']}" for image in images]
     lines = [
         "<!-- support -->",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from rlhf_helpers.algorithms.ppo import RunningMoments
 from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.rewards.calling import tokenizer_keyword
 from rlhf_helpers.rewards.reward import call_reward_fn, check_rewards
 
 from .processes import Processes
@@ -38,21 +38,24 @@ class RewardCaller:
     """A user's reward function, called as trlX calls it, its result checked."""
 
     def __init__(
-        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0
-    ):
+        self, reward_fn: Callable[..., Any], timeout_seconds: float | None = None, retries: int = 0,
+        tokenizer: Any = None,
+    ):  # fmt: skip
         self.reward_fn = reward_fn
         self.timeout_seconds = timeout_seconds
         self.retries = retries
+        self.keywords = tokenizer_keyword(reward_fn, tokenizer)
 
     def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
         """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
-        call = functools.partial(
-            self.reward_fn,
-            samples=texts.samples,
-            prompts=texts.prompts,
-            outputs=texts.outputs,
-            **metadata_of(prompts),
-        )
+        lists = {"samples": texts.samples, "prompts": texts.prompts, "outputs": texts.outputs,
+                 **metadata_of(prompts)}  # fmt: skip
+
+        def call() -> Any:
+            # Copies for every attempt: PPO trains on what the policy wrote, whatever is done here.
+            own = {name: list(values) for name, values in lists.items()}
+            return self.reward_fn(**(self.keywords | own))
+
         values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)
 

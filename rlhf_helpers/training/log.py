@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,16 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
+from rlhf_helpers.config.reading import open_regular, unreadable
 from rlhf_helpers.config.trl_config import TRLConfig
-from rlhf_helpers.runs.files import append_jsonl, atomic_write_text, fsync, write_jsonl
+from rlhf_helpers.rewards.calling import user_function_error
+from rlhf_helpers.runs.files import (
+    append_jsonl,
+    atomic_write_text,
+    fsync,
+    open_to_append,
+    write_jsonl,
+)
 
 from .processes import Processes
 
@@ -36,10 +44,11 @@ class TrainingLog:
         self.metrics = directory / "metrics.jsonl"
         self.eval_samples = directory / "eval_samples.jsonl"
         self.callback = callback
+        self.problem: Exception | None = None  # what the callback raised, once it did
         self.trackers: Trackers | None = None
         self.processes: Processes | None = None  # None: this process alone
         self.lines = {"metrics": 0, "eval_samples": 0}  # written so far
-        self._waiting: list[tuple[int, dict[str, Tensor]]] = []
+        self._waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
     def start_trackers(self) -> None:
         """Start the tracker that the configuration names, if any."""
@@ -67,9 +76,21 @@ class TrainingLog:
         files = {"metrics": self.metrics, "eval_samples": self.eval_samples}
         for name, path in files.items() if self._writes else ():
             # Not decoded as a whole: what a crash left behind them may be anything.
-            content = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            content: list[bytes] = []
+            if os.path.lexists(path):
+                with open_regular(path) as file:
+                    content = file.read().split(b"\n")[:-1]
+            if len(content) < lines[name]:
+                warnings.warn(
+                    f"{path} has {len(content)} lines where the checkpoint counts {lines[name]}: "
+                    "somebody has removed some.", stacklevel=2,
+                )  # fmt: skip
+                self.lines[name] = len(content)
             kept = b"".join(line + b"\n" for line in content[: lines[name]])
-            atomic_write_text(path, kept.decode("utf-8"))
+            try:
+                atomic_write_text(path, kept.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise unreadable(path, f"it is no text in UTF-8 (byte {error.start})") from None
 
     def sync(self) -> None:
         """Wait until all lines are on the disk: a checkpoint counts on them."""
@@ -91,18 +112,27 @@ class TrainingLog:
         if self.trackers is not None:
             self.trackers.log(stats, step)
         report_to_sweep(record)
-        if self.callback is not None:
-            self.callback(record)
+        self._call_back(record)
 
-    def later(self, step: int, stats: dict[str, Tensor]) -> None:
+    def _call_back(self, record: dict[str, float]) -> None:
+        """Hand a line to the user's callback; what it raises is kept until the run may stop."""
+        if self.callback is None or self.problem is not None:
+            return
+        try:
+            self.callback(dict(record))
+        except Exception as error:
+            self.problem = user_function_error("callback", error)
+            self.problem.__cause__ = error
+
+    def later(self, step: int, stats: dict[str, Tensor | float]) -> None:
         """Keep an optimizer step's statistics where they are until `flush`."""
         self._waiting.append((step, stats))
 
     def flush(self) -> list[tuple[int, dict[str, float]]]:
         """Bring the waiting statistics to the host, all at once, and write them; returns them."""
         waiting, self._waiting = self._waiting, []
-        arrived = [(step, dict(zip(stats, numbers, strict=True)))
-                   for (step, stats), numbers in zip(waiting, on_the_host(waiting), strict=True)]
+        steps, stats = [step for step, _ in waiting], [stats for _, stats in waiting]
+        arrived = list(zip(steps, on_the_host(stats), strict=True))
         for step, stats in arrived:
             self.write(step, stats)
         return arrived
@@ -111,17 +141,20 @@ class TrainingLog:
         """Samples of an evaluation, a line each."""
         if not self._writes:
             return
-        with open(self.eval_samples, "a", encoding="utf-8") as file:
+        with open_to_append(self.eval_samples) as file:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
         self.lines["eval_samples"] += len(records)
 
 
-def on_the_host(waiting: list[tuple[int, dict[str, Tensor]]]) -> list[list[float]]:
-    """The numbers of each step, all brought over by one copy."""
-    every = [torch.as_tensor(x).float() for _, stats in waiting for x in stats.values()]
-    numbers = iter(torch.stack([x.to(every[0].device) for x in every]).tolist() if every else [])
-    return [list(itertools.islice(numbers, len(stats))) for _, stats in waiting]
+def on_the_host(waiting: list[dict[str, Tensor | float]]) -> list[dict[str, float]]:
+    """Statistics of several steps as numbers: all that lies on a device comes in one copy."""
+    tensors = [x.float() for stats in waiting for x in stats.values() if isinstance(x, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [
+        {name: next(numbers) if isinstance(x, Tensor) else x for name, x in stats.items()}
+        for stats in waiting
+    ]
 
 
 def report_to_sweep(metrics: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,17 +22,20 @@ from torch import Tensor
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.trl_config import (
     ConfigError,
+    ConfigWarning,
     TRLConfig,
     default_ppo_config,
     optimizer_class_path,
     scheduler_class_path,
     validate_config,
 )
+from rlhf_helpers.environment import advice_about_threads
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
+from rlhf_helpers.rewards.calling import UserFunctionError, check_function
 from rlhf_helpers.rewards.reward import RewardError
-from rlhf_helpers.runs.files import writing_to
+from rlhf_helpers.runs.files import made_directory, refuse_links, writing_to
 from rlhf_helpers.runs.lock import only_run_in
 
 from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, samples_per_prompt
@@ -39,7 +43,13 @@ from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .log import TrainingLog
 from .processes import Processes, local_device
-from .prompts import PromptStream, check_fits_model, check_prompts, tokenize_prompts
+from .prompts import (
+    PromptStream,
+    check_fits_model,
+    check_prompts,
+    check_stop_sequences,
+    tokenize_prompts,
+)
 from .random_states import undone_on_failure
 from .rollout import Minibatch, RolloutStore
 from .saving import Saving
@@ -92,8 +102,10 @@ def train(
             "train() tunes online with reward_fn only: dataset, samples and rewards belong to "
             "trlX's offline methods (ILQL, SFT), which this project does not have."
         )
-    if reward_fn is None:
-        raise ConfigError("train() needs reward_fn, a function from samples to a list of numbers.")
+    check_function("reward_fn", reward_fn, needed=True)
+    check_function("metric_fn", metric_fn)
+    check_function("callback", callback)
+    stop_sequences = check_stop_sequences(stop_sequences)
     config = config or default_ppo_config()
     if model_path is not None:
         config = TRLConfig.update(config.to_dict(), {"model.model_path": model_path})
@@ -101,8 +113,9 @@ def train(
     prompts = check_prompts("prompts", prompts)
     if eval_prompts is None:
         eval_prompts = prompts[: config.train.batch_size]
-    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences or [], callback)
-    trainer.add_prompts(prompts, check_prompts("eval_prompts", eval_prompts))
+    eval_prompts = check_prompts("eval_prompts", eval_prompts)
+    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences, callback)
+    trainer.add_prompts(prompts, eval_prompts)
     trainer.learn()
     return trainer
 
@@ -126,6 +139,9 @@ class PPOTrainer:
         self.directory = Path(config.train.checkpoint_dir)
         self.log = TrainingLog(config, self.directory, callback)
         self.semantics = semantics_of(config.method.semantics)
+        advice = advice_about_threads(torch.get_num_threads())
+        if advice and local_device().type == "cpu":
+            warnings.warn(advice, ConfigWarning, stacklevel=3)
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         if policy is None:
             policy = load_policy(config, local_device())
@@ -151,7 +167,9 @@ class PPOTrainer:
         self.batch_size = self.processes.share(train.batch_size, "train.batch_size")
         self.num_rollouts = self.processes.share(method.num_rollouts, "method.num_rollouts")
         self.kl_ctl = kl_controller(method.init_kl_coef, method.target, method.horizon)
-        self.reward = RewardCaller(reward_fn, train.reward_timeout_seconds, train.reward_retries)
+        self.reward = RewardCaller(
+            reward_fn, train.reward_timeout_seconds, train.reward_retries, self.tokenizer
+        )
         self.generator = torch.Generator().manual_seed(train.seed)  # order of the minibatches
         self.store: RolloutStore | None = None
         self.plan: list[list[int]] = []  # the minibatch of each optimizer step of this iteration
@@ -169,6 +187,7 @@ class PPOTrainer:
         self._interrupts: list[int] = []
         self._minibatch: tuple[RolloutStore, list[int], Minibatch] | None = None
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
+        self.policy.temperature = self.semantics.logprob_temperature(policy, method)
         self.processes.seed(train.seed)
 
     @property
@@ -203,7 +222,8 @@ class PPOTrainer:
     def learn(self) -> None:
         """Train to the end, from the beginning or from the newest checkpoint."""
         with writing_to(self.directory, "make the same call: it goes on from the last checkpoint"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            made_directory(self.directory)
+            refuse_links(self.directory)
             lock = only_run_in(self.directory) if self.processes.is_main else nullcontext()
             with lock, interrupts_noted() as self._interrupts:
                 self.log.start_trackers()
@@ -234,6 +254,11 @@ class PPOTrainer:
             self._one_step()
             if self._all_agree(bool(self._interrupts)):
                 self._stop_interrupted()
+            if self._all_agree(self.log.problem is not None):
+                if self.processes.number > 1:  # which are all here: see learn
+                    self.save()
+                    self.save_pretrained()
+                raise self.log.problem or UserFunctionError("callback failed in another process.")
 
     def _catch_up(self) -> None:
         """Do what is due before the next optimizer step; what fails stays due."""
@@ -316,8 +341,14 @@ class PPOTrainer:
             return
         if self._interrupts:
             self._stop_interrupted()
+        self._stop_on_problem()
         if self.saving.is_due():
             self.save()
+
+    def _stop_on_problem(self) -> None:
+        """Raise what the callback raised, if it did: `learn` then saves what there is."""
+        if self.log.problem is not None:
+            raise self.log.problem
 
     def _flush(self) -> None:
         """Log the optimizer steps whose statistics still wait, and look at what they made."""
@@ -334,7 +365,7 @@ class PPOTrainer:
         epochs = self.config.method.ppo_epochs
         return self.semantics.plan(len(self.store), self.batch_size, epochs, self.generator)
 
-    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def optimizer_step(self, indices: Sequence[int]) -> dict[str, Tensor | float]:
         """One gradient step on the rollouts with these indices; statistics stay on the device."""
         batch = self.minibatch(indices)
         self.policy.set_dropout(active=True)
@@ -349,9 +380,9 @@ class PPOTrainer:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
-        stats["learning_rate_group_0"] = torch.tensor(self.optimizer.param_groups[0]["lr"])
-        stats["time/forward"] = torch.tensor(forward - started)
-        stats["time/backward"] = torch.tensor(backward - forward)
+        stats["learning_rate_group_0"] = self.optimizer.param_groups[0]["lr"]
+        stats["time/forward"] = forward - started
+        stats["time/backward"] = backward - forward
         return stats
 
     def minibatch(self, indices: Sequence[int]) -> Minibatch:
@@ -446,3 +477,4 @@ class PPOTrainer:
         self.save()
         self.save_pretrained()
         self.log.close()
+        self._stop_on_problem()

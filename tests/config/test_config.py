@@ -294,6 +294,8 @@ def test_unknown_parameters_are_errors_that_name_a_close_one(override, suggestio
 
 def test_evolve_changes_a_copy():
     config = default_ppo_config()
+    static = config.evolve(method=dict(gen_kwargs=dict(cache_implementation="static")))
+    assert static.method.gen_kwargs["cache_implementation"] == "static"
     evolved = config.evolve(method=dict(gamma=0.99, gen_kwargs=dict(max_new_tokens=100)))
     assert evolved.method.gamma == 0.99 and evolved.method.gen_kwargs["max_new_tokens"] == 100
     assert evolved.method.gen_kwargs["top_p"] == 1.0
@@ -396,6 +398,7 @@ BAD = [
     ("method.semantics", "correct", "did you mean 'corrected'"),
     ("method.gen_kwargs", None, "mapping"),
     ("method.gen_kwargs.max_new_tokens", 0, "from 1"),
+    ("method.gen_kwargs.cache_implementation", "hybrid", "give one of 'static'"),
     ("method.gen_kwargs.max_new_tokens", 100_001, "to 100000"),
     ("method.gen_kwargs.max_new_tokens", 128, "which is 128"),
     ("method.gen_kwargs.min_new_tokens", 41, "which is 40"),

@@ -29,7 +29,6 @@ from rlhf_helpers.models.lora import (
     LoraBackendError,
     add_lora,
     count_table,
-    export_peft_adapter,
     layer_indices,
     linear_modules,
     load_adapter,
@@ -41,7 +40,6 @@ from rlhf_helpers.models.lora import (
     parameter_report,
     save_adapter,
     set_lora_dropout,
-    set_lora_enabled,
     structure_tree,
     value_head_parameter_count,
 )
@@ -385,13 +383,12 @@ def test_lora_only_once():
 def test_switching_nests_and_survives_errors(backend):
     model = golden_policy(backend)
     on = logits(model)
-    set_lora_enabled(model, False)
-    off = logits(model)
-    assert torch.equal(off, logits(golden_base())) and not torch.equal(on, off)
-    with lora_disabled(model), merged_lora(model):
-        assert torch.equal(logits(model), off)
-    assert torch.equal(logits(model), off)  # was off before: stays off
-    set_lora_enabled(model, True)
+    with lora_disabled(model):
+        off = logits(model)
+        assert torch.equal(off, logits(golden_base())) and not torch.equal(on, off)
+        with lora_disabled(model), merged_lora(model):
+            assert torch.equal(logits(model), off)
+        assert torch.equal(logits(model), off)  # was off before: stays off
     with pytest.raises(KeyError), lora_disabled(model), lora_disabled(model):
         raise KeyError
     assert torch.equal(logits(model), on)
@@ -526,7 +523,7 @@ def test_adapter_loads_in_peft_and_here(tmp_path, backend, family):
 
     model = prepared()
     randomise_matrices(model)
-    export_peft_adapter(model, tmp_path, base_model="some/base")
+    save_adapter(model, tmp_path, base_model="some/base")
     files = {p.name for p in tmp_path.iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
 

@@ -27,7 +27,8 @@ def test_the_table_of_machines_counts_what_the_twin_wrote(tmp_path, monkeypatch)
     folder.mkdir(parents=True)
     rows = [{"problem": None}, {"problem": "ValueError: no"}, {"problem": None}]
     image = {"image": "an-image", "date": "2026-01-02", "python": "3.13.1", "notebooks": rows,
-             "versions": {"torch": "2.11.0"}, "fast_tests": {"passed": 1300, "failed": 2}}  # fmt: skip
+             "versions": {"torch": "2.11.0"},
+             "fast_tests": {"passed": 1300, "failed": 2}}  # fmt: skip
     (folder / "an-image.json").write_text(json.dumps(image))
     table = results.support_table()
     assert "| where | Python 3.11 | an-image, Python 3.13.1 |" in table
@@ -142,7 +143,7 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
     """What docs/study.md shows for every finished run of the default."""
     for path in results.finished_runs("cpu"):
         e = json.loads((path / "evaluation_1000.json").read_text())
-        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_json(
+        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_evaluation(
             path / "evaluation.json"
         )["seed"]
         assert e["reward_after"] >= 0.85

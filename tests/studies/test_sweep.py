@@ -53,11 +53,33 @@ def test_the_example_is_read():
     ("tune_config: {}\nlr: {strategy: magic, values: [1]}", "lr.strategy is 'magic'"),
     ("tune_config: {}\nlr: {strategy: uniform, values: [1]}", "1 entries: uniform takes 2"),
     ("tune_config: {}\nlr: {strategy: grid, values: 5}", "give a list"),
-    ("{", "cannot be read as YAML"),
+    ("{", "is not valid YAML"),
+    ("tune_config: {1: 2}", "a key of tune_config is 1: give a name"),
+    ("tune_config: {num_samples: -1}", "tune_config.num_samples is -1"),
+    ("tune_config: {}", "names no field to sweep over"),
+    ("tune_config: {}\n1: {strategy: grid, values: [1]}", "a key of the content of .* is 1"),
+    ("tune_config: {}\nmethod.gama: {strategy: grid, values: [1]}", "did you mean method.gamma"),
+    ("tune_config: {}\nlr: {strategy: [grid], values: [1]}", r"lr.strategy is \['grid'\]"),
+    ("tune_config: {}\nlr: {strategy: uniform, values: [low, 1]}", r"values\[0\] is 'low'"),
 ])  # fmt: skip
 def test_a_bad_file_says_what_is_wrong(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         sweep.load_sweep(write(tmp_path / "sweep.yml", text))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\0\0", b"", b"\0" * 100, b"a: [1" * 100])
+def test_a_file_that_is_no_sweep_is_one_sentence(tmp_path, content):
+    path = tmp_path / "sweep.yml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="sweep.yml") as raised:
+        sweep.load_sweep(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_script_that_cannot_be_run_is_one_sentence(tmp_path):
+    for text in ("x = = 1", "1 / 0", "import nothing_of_that_name"):
+        with pytest.raises(ConfigError, match="cannot be run .*mend it"):
+            sweep.load_main(write(tmp_path / "script.py", text))
 
 
 def test_a_script_without_main_is_an_error(tmp_path):

@@ -317,8 +317,8 @@ class Replay:
         self.generated.append((input_ids.tolist(), attention_mask.tolist()))
         return torch.tensor(self.chunks[len(self.generated) - 1]["samples"])
 
-    def reward_fn(self, **kwargs):
-        self.calls.append(kwargs)
+    def reward_fn(self, samples, prompts, outputs):
+        self.calls.append({"samples": samples, "prompts": prompts, "outputs": outputs})
         return self.chunks[len(self.calls) - 1]["scores"]
 
 
