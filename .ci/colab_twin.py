@@ -79,7 +79,6 @@ def run_notebook(path: Path, content: Path, parameters: dict | None) -> float:
 def run_tests(repo: Path) -> dict[str, int | str]:
     """The fast tests in the copy: how many passed, failed, were skipped; names of the failed."""
     environment = {**os.environ, "PYTHONPATH": str(repo)}
-    environment.pop("IPYTHONDIR", None)  # its kernels are not Colab's
     subprocess.run(["git", "init", "-q"], cwd=repo, check=True)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider",
@@ -93,11 +92,38 @@ def run_tests(repo: Path) -> dict[str, int | str]:
     return {"passed": 0, "failed": 0, "skipped": 0, **counts, "names_of_failed": failed}
 
 
+def chosen_notebooks(repo: Path, only: str | None) -> list[tuple[Path, str, dict | None]]:
+    """(notebook, how, parameters): the numbered ones as committed, then live; then all in one."""
+    numbered = sorted(repo.glob("notebooks/[0-9]*.ipynb"))
+    together = repo / "notebooks" / "colab" / "all_in_one.ipynb"
+    runs = [(path, "as committed", None) for path in numbered]
+    runs += [(path, f"live, profile {LIVE['profile']}", LIVE) for path in numbered]
+    runs += [(together, f"live, profile {LIVE['profile']}", {"profile": LIVE["profile"]})]
+    return [run for run in runs if only is None or only in run[0].stem]
+
+
+def run_notebooks(repo: Path, content: Path, only: str | None) -> list[dict]:
+    """One row for each notebook and way of running it; the error of one that fails in `problem`."""
+    rows = []
+    for path, how, parameters in chosen_notebooks(repo, only):
+        row = {"notebook": path.stem, "how": how, "seconds": None, "problem": None}
+        try:
+            row["seconds"] = run_notebook(path, content, parameters)
+        except Exception as error:
+            text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without colours
+            row["problem"] = f"{type(error).__name__}: {text.splitlines()[-1]}"
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
 def main() -> int:
     """Everything, or what --only names; exit code 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="name of the image, such as colab-2026-08")
-    parser.add_argument("--only", choices=["notebooks", "tests"])
+    parser.add_argument("--skip-tests", action="store_true", help="the notebooks only")
+    parser.add_argument("--skip-notebooks", action="store_true", help="the fast tests only")
+    parser.add_argument("--notebook", help="only those with this in their name")
     arguments = parser.parse_args()
     out = ROOT / "figures" / "support" / f"{arguments.image}.json"
     result = json.loads(out.read_text()) if out.exists() else {}
@@ -109,31 +135,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "content"
         repo = copy_of_the_repository(content)
-        if arguments.only != "tests":
-            os.environ.update(like_colab(Path(folder)))
-            result["notebooks"] = run_notebooks(repo, content)
-        if arguments.only != "notebooks":
+        if not arguments.skip_tests:
             result["fast_tests"] = run_tests(repo)
+        if not arguments.skip_notebooks:
+            os.environ.update(like_colab(Path(folder)))
+            known = {(row["notebook"], row["how"]): row for row in result.get("notebooks", [])}
+            for row in run_notebooks(repo, content, arguments.notebook):
+                known[row["notebook"], row["how"]] = row
+            result["notebooks"] = list(known.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
     failed = [row for row in result.get("notebooks", []) if row["problem"]]
     return 1 if failed or result.get("fast_tests", {}).get("failed") else 0
-
-
-def run_notebooks(repo: Path, content: Path) -> list[dict]:
-    """Each notebook as committed, then all of them live; one row each, errors in `problem`."""
-    rows = []
-    for how, parameters in (("as committed", None), ("live, profile smoke", LIVE)):
-        for path in sorted(repo.glob("notebooks/*.ipynb")):
-            row = {"notebook": path.stem, "how": how, "seconds": None, "problem": None}
-            try:
-                row["seconds"] = run_notebook(path, content, parameters)
-            except Exception as error:
-                text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without colours
-                row["problem"] = f"{type(error).__name__}: {text.splitlines()[-1]}"
-            print(row, flush=True)
-            rows.append(row)
-    return rows
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "opening": ["start"],
+        "all_in_one": ["in_drive", "run_everything"],
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
         "costs": ["known_costs"],

@@ -81,7 +81,8 @@ def rewrite_notebook(path: Path, url: str) -> bool:
 def rewrite_badges(repo_root: Path) -> list[Path]:
     """Refresh README.md and all notebooks from pyproject.toml; the files that changed."""
     url = repository_url(repo_root / "pyproject.toml")
-    notebooks = sorted((repo_root / "notebooks").rglob("[0-9]*.ipynb"))
+    folder = repo_root / "notebooks"
+    notebooks = sorted([*folder.rglob("[0-9]*.ipynb"), *folder.glob("colab/*.ipynb")])
     changed = [path for path in notebooks if rewrite_notebook(path, url)]
     readme = repo_root / "README.md"
     before = read_text(readme)

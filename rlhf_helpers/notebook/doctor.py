@@ -83,12 +83,9 @@ def check_python() -> list[Finding]:
 
 
 def check_system() -> list[Finding]:
-    """What does not work outside Linux: a row for Windows and for a Mac with Apple's GPU."""
+    """What is not supported outside Linux: a row for Windows and a Mac with Apple's GPU."""
     if platform.system() == "Windows":
-        found = (
-            "Windows, never tested: two runs in one directory are not kept apart, and stopping "
-            "a run loses what came after its last checkpoint"
-        )
+        found = "never tested: stopping a run may lose what came after its last checkpoint"
         return [Finding("system", WARN, found, "use WSL 2, or try it on a short run first")]
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return [Finding("system", OK, "macOS: runs take the CPU, Apple's GPU (MPS) is not used")]

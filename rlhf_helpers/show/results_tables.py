@@ -7,6 +7,7 @@ Nothing in these tables is typed by hand: a test compares them with the files.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf_helpers.runs.files import atomic_write_text
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
 PAIRS = re.compile(r"<!-- pairs -->.*?<!-- /pairs -->", re.DOTALL)
+SUPPORT = re.compile(r"<!-- support -->.*?<!-- /support -->", re.DOTALL)
 COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
 
 
@@ -144,12 +146,48 @@ def costs_table(profile: str = "cpu") -> str:
     return "\n".join([*lines, "<!-- /run costs -->"])
 
 
+# Colab's GPUs and the profile that each was made for.
+GPUS = {"T4": "t4", "L4": "seed", "G4": "seed", "A100": "seed", "H100": "seed"}
+
+
+def support_table() -> str:
+    """Markdown: where the project has run, from the files of `make test-colab`."""
+    files = sorted((repo_root() / "figures" / "support").glob("*.json"))
+    images = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    heads = [f"{image['image']}, Python {image['python']}" for image in images]
+    lines = [
+        "<!-- support -->",
+        f"| where | {' | '.join(['Python 3.11', *heads])} |",
+        "|---" * (len(images) + 2) + "|",
+        f"| CPU | {' | '.join(['measured', *map(_what_passed, images)])} |",
+    ]
+    untested = " | ".join(["untested"] * len(images))
+    lines += [f"| {gpu}, profile `{profile}` | – | {untested} |" for gpu, profile in GPUS.items()]
+    for image in images:
+        versions = ", ".join(f"{name} {number}" for name, number in image["versions"].items())
+        lines.append(
+            f"\n{image['image']}: a twin of Colab's image, without a GPU, with {versions}."
+        )
+    return "\n".join([*lines, "<!-- /support -->"])
+
+
+def _what_passed(image: dict[str, Any]) -> str:
+    rows, tests = image.get("notebooks", []), image.get("fast_tests")
+    passed = sum(row["problem"] is None for row in rows)
+    found = f"{image['date']}: {passed} of {len(rows)} runs of notebooks"
+    if tests:
+        done = tests["passed"] + tests["failed"] + tests.get("error", 0)
+        found += f", {tests['passed']:,} of {done:,} fast tests"
+    return found
+
+
 def rewrite_tables(path: Path) -> bool:
     """Bring the tables of README or a page of docs/ up to date; whether anything changed."""
     before = path.read_text(encoding="utf-8")
     after = BLOCK.sub(lambda _: results_table(), before)
     after = PAIRS.sub(lambda _: pairs_table(), after)
     after = COSTS.sub(lambda _: costs_table(), after)
+    after = SUPPORT.sub(lambda _: support_table(), after)
     after = SEMANTICS.sub(lambda _: semantics_table(), after)
     if after != before:
         atomic_write_text(path, after)

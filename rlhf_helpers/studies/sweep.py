@@ -29,7 +29,7 @@ from rlhf_helpers.config.files import read_yaml
 from rlhf_helpers.config.reading import read_text
 from rlhf_helpers.config.sections import setting_names
 from rlhf_helpers.config.trl_config import ConfigError
-from rlhf_helpers.runs.files import made_directory
+from rlhf_helpers.runs.files import atomic_write_text, made_directory
 from rlhf_helpers.training.log import SWEEP_TRIAL
 
 # Names in trlX's files and how many values each takes; all but `grid` are Ray's own.
@@ -141,7 +141,9 @@ def run_sweep(
 ):  # fmt: skip
     """Run every trial; Ray's ResultGrid. `cpus` and `gpus` are what one trial gets.
 
-    Results and a table, trials.csv, are left under `out`. Raises ConfigError on a bad file.
+    Results and a table, trials.csv, are left under `out`. The same call goes on with a sweep that
+    was stopped: finished trials stay, the others go on from their last checkpoints. Raises
+    ConfigError on a bad file, or where `out` has another sweep of this name.
     """
     tune_config, fields = load_sweep(sweep_file)
     load_main(script)  # before Ray starts: a mistake shows at once
@@ -153,12 +155,19 @@ def run_sweep(
     if scheduler not in schedulers:
         raise ConfigError(f"tune_config.scheduler is {shown(scheduler)}: choose fifo or hyperband.")
     out = made_directory(Path(out)).resolve()
+    directory = out / Path(sweep_file).stem
+    goes_on = _claim(directory, Path(sweep_file)) and tune.Tuner.can_restore(str(directory))
     trial = tune.with_parameters(
-        run_trial, script=str(Path(script).resolve()), out=str(out / Path(sweep_file).stem / "runs")
+        run_trial, script=str(Path(script).resolve()), out=str(directory / "runs")
     )
-    tuner = tune.Tuner(
-        tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
-        param_space=search_space(fields),
+    trial = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
+    space = search_space(fields)
+    tuner = tune.Tuner.restore(
+        str(directory), trainable=trial, param_space=space, resume_unfinished=True,
+        restart_errored=True,
+    ) if goes_on else tune.Tuner(
+        trial,
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric=tune_config.get("metric", "reward/mean"), mode=tune_config.get("mode", "max"),
             num_samples=tune_config.get("num_samples", 1), scheduler=schedulers[scheduler],
@@ -166,5 +175,20 @@ def run_sweep(
         run_config=tune.RunConfig(name=Path(sweep_file).stem, storage_path=str(out)),
     )  # fmt: skip
     results = tuner.fit()
-    results.get_dataframe().to_csv(out / Path(sweep_file).stem / "trials.csv", index=False)
+    results.get_dataframe().to_csv(directory / "trials.csv", index=False)
     return results
+
+
+def _claim(directory: Path, sweep_file: Path) -> bool:
+    """Whether this very sweep was begun in `directory`; if none was, the file is kept there."""
+    kept = directory / "sweep.yml"
+    wanted = read_text(sweep_file)
+    if not kept.exists():
+        atomic_write_text(kept, wanted)
+        return False
+    if read_text(kept) != wanted:
+        raise ConfigError(
+            f"{directory} belongs to another sweep (its sweep.yml differs from {sweep_file}): "
+            "choose another --out, or remove that directory."
+        )
+    return True

@@ -229,7 +229,7 @@ def test_the_table_counts_what_is_to_mend():
         ("Linux", "x86_64", None, ""),
         ("Darwin", "x86_64", None, ""),
         ("Darwin", "arm64", OK, "MPS. is not used"),
-        ("Windows", "AMD64", WARN, "never tested"),
+        ("Windows", "AMD64", WARN, "never tested: stopping"),
     ],
 )
 def test_what_does_not_work_on_a_system_is_said(monkeypatch, system, machine, status, words):

@@ -18,10 +18,27 @@ def test_readme_tables_are_those_of_the_committed_runs():
     assert results.results_table() in README
     assert results.costs_table() in README
     assert results.pairs_table() in README
+    assert results.support_table() in README
 
 
 def test_a_text_in_a_table_stays_in_its_cell():
     assert results._in_a_cell("a | b\n*c* _d_ <e>") == r"a \| b \*c\* \_d\_ \<e\>"
+
+
+def test_the_table_of_machines_counts_what_the_twin_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "repo_root", lambda: tmp_path)
+    assert "| CPU | measured |\n" in results.support_table()  # no twin has run
+    folder = tmp_path / "figures" / "support"
+    folder.mkdir(parents=True)
+    rows = [{"problem": None}, {"problem": "ValueError: no"}, {"problem": None}]
+    image = {"image": "an-image", "date": "2026-01-02", "python": "3.13.1", "notebooks": rows,
+             "versions": {"torch": "2.11.0"},
+             "fast_tests": {"passed": 1300, "failed": 2}}  # fmt: skip
+    (folder / "an-image.json").write_text(json.dumps(image))
+    table = results.support_table()
+    assert "| where | Python 3.11 | an-image, Python 3.13.1 |" in table
+    assert "| 2026-01-02: 2 of 3 runs of notebooks, 1,300 of 1,302 fast tests |" in table
+    assert "| L4, profile `seed` | – | untested |" in table and "torch 2.11.0." in table
 
 
 def test_every_seed_reaches_what_the_readme_promises():
