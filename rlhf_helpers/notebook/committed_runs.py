@@ -11,12 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    clone_root,
-    load_profile,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import clone_root, resolve_run_dir
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.runs.contents import read_manifest
 from rlhf_helpers.runs.files import KEPT, RunDir, made_directory, refuse_links, remove, writing_to
 

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samples
 from rlhf_helpers.runs.files import atomic_write_text

@@ -12,7 +12,8 @@ from rlhf_helpers.algorithms.critic_free import (
     leave_one_out_advantages,
     rloo_loss,
 )
-from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.runs.files import read_jsonl
 
 # Two epochs: so many optimizer steps do the runs below have an iteration.

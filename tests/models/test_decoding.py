@@ -5,11 +5,11 @@ import torch
 from tiny_runs import PROMPTS, policy_with_lora
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LogitsProcessor
 
+from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.evaluation.sampling import RowNoise
 from rlhf_helpers.lab.naive import NaivePolicy
 from rlhf_helpers.models.decoding import decode, settings_for
 from rlhf_helpers.models.kept_trunk import sampling_recorded
-from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
 
 MANY_ENDS = list(range(3, 100))  # a quarter of the vocabulary: rows end one after another
 LEFT_PADDED, SAME_LENGTH = True, False

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import rlhf_helpers.models.packed as packed_module
+from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.lab.naive import NaivePolicy
 from rlhf_helpers.models.frozen_head import frozen_head_logprobs, is_frozen_linear
 from rlhf_helpers.models.packed import (
@@ -22,7 +23,6 @@ from rlhf_helpers.models.packed import (
     packing_pays,
     plain_products,
 )
-from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
 
 pytestmark = pytest.mark.skipif(
     not packed_module._operators_work(), reason="this torch has no packed products"

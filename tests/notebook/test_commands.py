@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rlhf_helpers.__main__ import COMMANDS, EXIT_CODES, cli, main
-from rlhf_helpers.config.trl_config import ConfigError, load_profile, save_config
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile, save_config
 from rlhf_helpers.notebook import colab, doctor
 from rlhf_helpers.notebook.committed_runs import keep_run
 from rlhf_helpers.notebook.doctor import FAIL, OK, WARN, Finding, table_text

@@ -26,7 +26,7 @@ from pretend_gpu import DeviceMismatch, counts, kernel_counts, runs  # noqa: E40
 from rlhf_helpers.models.loading import load_trained_policy  # noqa: E402
 from rlhf_helpers.models.policy import Policy  # noqa: E402
 from rlhf_helpers.training import processes  # noqa: E402
-from rlhf_helpers.training.trainer import train  # noqa: E402
+from rlhf_helpers.training.api import train  # noqa: E402
 from rlhf_helpers.training.watchdog import WatchdogError  # noqa: E402
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.show import results_tables as results
 from rlhf_helpers.show import study_figures
 from rlhf_helpers.studies import report as study_report
@@ -102,7 +102,7 @@ def test_what_notebook_04_says_of_the_two_semantics_holds():
 
 
 def test_runs_compared_differ_in_semantics_alone():
-    from rlhf_helpers.config.trl_config import load_profile
+    from rlhf_helpers.config.profiles import load_profile
 
     for path in results.corrected_runs("cpu"):
         profile = load_profile(path)
