@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, name):
     settings = GROUP | {"method__name": name, "train__checkpoint_interval": 3}
     tiny_train(tmp_path / "whole", **settings)
 
-    class Stop(Exception):
+    class Stop(BaseException):  # like a kill: nothing catches it
         pass
 
     def stop(record):
