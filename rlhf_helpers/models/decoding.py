@@ -169,11 +169,8 @@ class _GoingOn:
         )  # fmt: skip
         return output.logits[:, -1].float()
 
-    def drop_ended(self) -> None:
+    def drop(self, ended: Sequence[bool]) -> None:
         """Rows that have ended leave; the last of those that go on take their places."""
-        ended = self.ended.tolist()
-        if not any(ended):
-            return
         kept = torch.tensor(_order_after(ended), device=self.rows.device)
         self.rows, self.ended = self.rows[kept], self.ended[kept]
         self.cache.batch_select_indices(kept)
@@ -255,10 +252,11 @@ def decode(
             batch.ended = batch.ended | torch.isin(drawn, ends)
             start = end
             if (end + 1 - width) % every == 0:  # the host waits for the device here
-                if batch.ended.all():
+                ended = batch.ended.tolist()
+                if all(ended):
                     break
-                if rows_may_leave:
-                    batch.drop_ended()
+                if rows_may_leave and any(ended):
+                    batch.drop(ended)
     n = int(length)
     if trunk is None:
         return Sampled(tokens[:, :n], None, None)
