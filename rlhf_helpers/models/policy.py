@@ -59,7 +59,7 @@ class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
     own_decoding = True  # see decoding.py
-    packs_weights = True  # see packed.py
+    packs_weights: bool | None = None  # None: where a measurement says that it pays (packed.py)
 
     def __init__(
         self,
@@ -239,9 +239,10 @@ class Policy(nn.Module):
 
     def _pack(self) -> None:
         """Pack the frozen weights before the first pass, when they have arrived on their device."""
-        if not self._is_packed and self.packs_weights:
+        if not self._is_packed and self.packs_weights is not False:
             reference = [] if self._reference_layers is None else [self._reference_layers]
-            pack_frozen(self.base, *reference)
+            packed = pack_frozen(self.base, *reference, measured=self.packs_weights is None)
+            self.packs_weights = packed > 0
         self._is_packed = True
 
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:

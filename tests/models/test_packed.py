@@ -214,3 +214,19 @@ def test_the_benchmarks_slow_half_multiplies_plainly(tmp_path, small_too, monkey
     naive.score(ids, mask)
     naive(ids, mask, 0, 3, None)[0].sum().backward()
     naive.generate(ids, mask, max_new_tokens=2)
+
+
+def test_a_run_that_goes_on_is_packed_as_it_was(tmp_path, monkeypatch):
+    """Whatever a second measurement would say."""
+    from tiny_runs import tiny_train
+
+    monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")
+    monkeypatch.setattr(packed_module, "SMALLEST", 1)
+    for first, later in (("1", "0"), ("0", "1")):
+        root = tmp_path / first
+        monkeypatch.setenv("RLHF_PACKED", first)
+        before = tiny_train(root, train__total_steps=2)
+        monkeypatch.setenv("RLHF_PACKED", later)
+        after = tiny_train(root, train__total_steps=4)
+        assert before.policy.packs_weights == after.policy.packs_weights == (first == "1")
+        assert after.step == 4
