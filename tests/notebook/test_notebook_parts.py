@@ -159,7 +159,7 @@ def test_costs_come_from_the_reference_run_and_nowhere_else(tmp_path, monkeypatc
 def test_the_clipping_plot_has_one_labelled_panel_for_each_sign():
     figure = clipping_plot([0.5, 1.0, 1.5], {1: [0.5, 1.0, 1.2], -1: [-0.8, -1.0, -1.5]}, 0.2)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [title.split(":")[0] for title in titles] == ["Advantage +1", "Advantage -1"]
+    assert [title.split(":")[0] for title in titles] == ["Advantage +1", "Advantage −1"]
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
 
 
