@@ -35,7 +35,7 @@ def small_plans(tmp_path, monkeypatch):
         "text": texts, "label": [i % 2 for i in range(len(texts))],
         "bucket": [i % 10 for i in range(len(texts))],
     })  # fmt: skip
-    monkeypatch.setattr("rlhf_helpers.data.assets.load_reviews", lambda name: reviews)
+    monkeypatch.setattr("rlhf_helpers.data.reviews.load_reviews", lambda name: reviews)
     monkeypatch.setattr(baselines, "load_reviews", lambda name: reviews)
     monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: VowelJudge())

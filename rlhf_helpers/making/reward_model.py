@@ -28,12 +28,14 @@ from torch import Tensor, nn
 
 from rlhf_helpers.algorithms.preferences import bradley_terry_loss, preference_accuracy
 from rlhf_helpers.config.checks import ConfigError, file_path, integer, number, one_of
+from rlhf_helpers.config.reading import open_regular, unreadable
 from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.data.assets import write_sums
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.lora import lora_parameters, save_adapter
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
+from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.learned import (
     HEAD,
     OUTPUTS,
@@ -45,13 +47,17 @@ from rlhf_helpers.rewards.learned import (
     token_rows,
 )
 from rlhf_helpers.rewards.preferences import Pair
-from rlhf_helpers.runs.files import atomic_write_json, read_json, written_together
+from rlhf_helpers.runs.files import (
+    atomic_write_json,
+    read_json,
+    writing_to,
+    written_together,
+)
 from rlhf_helpers.runs.manifest import library_versions
 
+from .checkpoints import CHECKPOINT, opened, save_checkpoint
 from .kept_texts import KeptTexts
-from .train_reward import reliability
 
-CHECKPOINT = "checkpoint.pt"
 HISTORY_PAIRS = 256  # held-out pairs on which each epoch is measured; at the end all are taken
 # What may differ where a training goes on: it changes no number.
 NOT_THE_MODEL = ("directory", "checkpoint_seconds")
@@ -122,13 +128,13 @@ def train_reward_model(
         raise ConfigError(f"pairs has {len(pairs)} pairs: give at least 2, better some hundreds.")
     directory, identity = Path(config.directory), _identity(pairs, heldout, config)
     if (directory / SETTINGS).exists():
-        _require_same(read_json(directory / SETTINGS).get("identity"), identity, directory)
+        _require_same(read_json(directory / SETTINGS, {}).get("identity"), identity, directory)
         return load_reward_model(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    model = RewardModel(config)
-    training = Training(model, pairs, heldout, identity)
-    training.run()
-    return training.finish()
+    opened(directory)
+    with writing_to(directory, "call it again: it goes on from its checkpoint"):
+        training = Training(RewardModel(config), pairs, heldout, identity)
+        training.run()
+        return training.finish()
 
 
 class RewardModel(nn.Module):
@@ -302,22 +308,23 @@ class Training:
             "trained": {name: p.detach().cpu() for name, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
-        temporary = self.directory / f"{CHECKPOINT}.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.directory / CHECKPOINT)
+        save_checkpoint(self.directory, state)
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
         path = self.directory / CHECKPOINT
         if not path.exists():
             return
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception:  # cut short, or written by something else: whatever torch says of it
-            raise ConfigError(
-                f"{path} cannot be read: delete it, and training starts again."
-            ) from None
-        _require_same(json.loads(state["identity"]), self.identity, self.directory)
+        with open_regular(path) as file:
+            try:
+                state = torch.load(file, weights_only=True, map_location="cpu")
+                saved = json.loads(state["identity"])
+            except Exception as error:  # torch raises many kinds
+                problem = f"it is no checkpoint ({type(error).__name__})"
+                raise unreadable(
+                    path, problem, "delete it, and training starts again"
+                ) from error
+        _require_same(saved, self.identity, self.directory)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["trained"][name])

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import nbformat
 
+from rlhf_helpers.config.reading import read_text
 from rlhf_helpers.runs.files import atomic_write_text
+
+from .reading import parse_notebook
 
 BADGE = re.compile(
     r"\[!\[Open In Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
-    r"\(https://colab\.research\.google\.com/github/[^\s)]+?/notebooks/(?P<name>[\w.-]+\.ipynb)\)"
+    r"\(https://colab\.research\.google\.com/github/[^\s)]+?/notebooks/(?P<name>[\w./-]+\.ipynb)\)"
 )
 BOOTSTRAP_TAG = "bootstrap"
 
@@ -50,7 +53,7 @@ if "google.colab" in sys.modules:  # fetch the repository; torch and numpy stay 
     here = Path("/content/{folder}")
     here.exists() or subprocess.run(["git", "clone", "--depth=1", url, str(here)], check=True)
     subprocess.run([sys.executable, str(here / "rlhf_helpers/notebook/colab.py")], check=True)
-sys.path[:0] = [str(p) for p in (here, here.parent) if (p / "rlhf_helpers").is_dir()]"""
+sys.path[:0] = [str(p) for p in (here, *here.parents) if (p / "rlhf_helpers").is_dir()]"""
 
 
 def replace_badges(text: str, url: str) -> str:
@@ -65,8 +68,8 @@ def is_bootstrap(cell: nbformat.NotebookNode) -> bool:
 
 def rewrite_notebook(path: Path, url: str) -> bool:
     """Refresh badge and bootstrap cell of one notebook; whether anything changed."""
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
+    before = read_text(path)
+    notebook = parse_notebook(before, path)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = replace_badges(cell.source, url)
@@ -78,10 +81,11 @@ def rewrite_notebook(path: Path, url: str) -> bool:
 def rewrite_badges(repo_root: Path) -> list[Path]:
     """Refresh README.md and all notebooks from pyproject.toml; the files that changed."""
     url = repository_url(repo_root / "pyproject.toml")
-    notebooks = sorted((repo_root / "notebooks").glob("*.ipynb"))
+    folder = repo_root / "notebooks"
+    notebooks = sorted([*folder.rglob("[0-9]*.ipynb"), *folder.glob("colab/*.ipynb")])
     changed = [path for path in notebooks if rewrite_notebook(path, url)]
     readme = repo_root / "README.md"
-    before = readme.read_text(encoding="utf-8")
+    before = read_text(readme)
     if _write_if_changed(readme, before, replace_badges(before, url)):
         changed.append(readme)
     return changed

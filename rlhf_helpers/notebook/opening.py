@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    Profile,
-    check_run_dir,
-    load_profile,
-    repo_root,
-    save_config,
-)
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile, check_run_dir, load_profile, save_config
+from rlhf_helpers.progress import printable
+from rlhf_helpers.runs.beginning import claim
 from rlhf_helpers.runs.files import RunDir, open_run
 
 
@@ -29,16 +26,25 @@ def start(
     Otherwise config.yml is written to the run directory. Raises ConfigError when the directory
     belongs to another configuration, MissingRunFileError when there is no reference run.
     """
+    _no_bars_while_loading()
     run = open_run(profile, run_dir, reference_run)
     if reference_run:
         settings = load_profile(run.path)
         print(f"Showing the finished run in {_shown(run.path)} ({_named(settings)}).")
         return run, settings
     settings = load_profile(profile, overrides=overrides, seed=seed, run_dir=run_dir)
+    claim(run)
     check_run_dir(settings, run_dir)
     save_config(settings, run_dir)
     print(f"Running in {_shown(run.path)} ({_named(settings)}).")
     return run, settings
+
+
+def _no_bars_while_loading() -> None:
+    """Keep transformers' bar "Loading weights", which takes no second here, off the page."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _named(settings: Profile) -> str:
@@ -47,4 +53,4 @@ def _named(settings: Profile) -> str:
 
 def _shown(path: Path) -> str:
     root = repo_root()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return printable(str(path.relative_to(root) if path.is_relative_to(root) else path))

@@ -11,7 +11,7 @@ Shapes: B texts, N tokens, h hidden width.
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.checks import ConfigError, shown
+from rlhf_helpers.config.reading import COUNT, NUMBER, TEXT, read_json, unreadable
 from rlhf_helpers.data.gguf import model_path
+from rlhf_helpers.runs.tensors import read_tensors
 
 from .reward import ADAPTER_WEIGHTS, merge_adapter
 
@@ -42,6 +43,11 @@ OUTPUTS: dict[str, Callable[[Any], Any]] = {
     "standardised": lambda z: z,
 }
 POOLINGS = ("last", "mean")
+DTYPES = ("float32", "bfloat16", "float16")
+FIELDS = {
+    "base_model": TEXT, "dtype": TEXT, "pooling": TEXT, "max_tokens": COUNT, "output": TEXT,
+    "mean": NUMBER, "std": NUMBER,
+}  # fmt: skip
 
 
 def token_rows(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -78,10 +84,12 @@ class LearnedReward:
         path = model_path(self.about["base_model"])
         dtype = getattr(torch, self.about["dtype"])
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-        adapter = json.loads((self.directory / "adapter_config.json").read_text())
-        merge_adapter(model, load_file(self.directory / ADAPTER_WEIGHTS), adapter)
+        adapter = read_json(
+            self.directory / "adapter_config.json", {"lora_alpha": NUMBER, "r": NUMBER}
+        )
+        merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
         self.model = model.to(device).eval().requires_grad_(False)
-        self.head = load_file(self.directory / HEAD)["weight"].to(device)  # [1, h]
+        self.head = read_tensors(self.directory / HEAD)["weight"].to(device)  # [1, h]
         self.tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=False)
 
     def __call__(self, samples: Sequence[str], **kwargs: Any) -> list[float]:
@@ -127,22 +135,24 @@ def load_reward_model(
 
 def is_reward_model(directory: str | Path) -> bool:
     """Whether a directory holds a reward model that was trained on preferences."""
-    return (Path(directory) / SETTINGS).is_file()
+    return os.path.isfile(os.path.join(directory, SETTINGS))
 
 
 def _settings(directory: Path) -> dict[str, Any]:
+    """What reward_model.json says; UnreadableFileError where it is not what it should be."""
     if not is_reward_model(directory):
         raise ConfigError(
             f"{directory} holds no reward model (no {SETTINGS}): train one with "
             "train_reward_model(pairs, config)."
         )
     path = directory / SETTINGS
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        needed = ("base_model", "dtype", "pooling", "max_tokens", "output", "mean", "std")
-        missing = [name for name in needed if name not in about]
-    except (ValueError, TypeError):
-        missing = ["everything"]
+    about = read_json(path, FIELDS)
+    known = {"pooling": POOLINGS, "output": OUTPUTS, "dtype": DTYPES}
+    missing = [name for name in FIELDS if name not in about]
     if missing:
-        raise ConfigError(f"{path} lacks {', '.join(missing)}: train the reward model again.")
+        raise unreadable(path, f"it lacks {', '.join(missing)}", "train the reward model again")
+    for name, values in known.items():
+        if about[name] not in values:
+            raise unreadable(path, f"{name} is {shown(about[name])}, not one of "
+                             f"{', '.join(values)}")  # fmt: skip
     return about

@@ -15,12 +15,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.checks import ConfigError, shown
+from rlhf_helpers.config.reading import open_regular
 from rlhf_helpers.data.assets import find_asset
 from rlhf_helpers.runs.files import write_jsonl
 
@@ -56,10 +58,10 @@ def load_pairs(name: str | os.PathLike[str], split: str = "train") -> list[Pair]
     Raises ConfigError for a file that is no such file, with the line, AssetError where there is
     none.
     """
-    whole, _, part = os.fspath(name).partition(":")
-    if Path(name).expanduser().exists():
-        whole, part = os.fspath(name), ""
-    path = find_asset(whole, kind="dataset").path
+    path, part = Path(name).expanduser(), ""
+    if not os.path.exists(path):
+        whole, _, part = os.fspath(name).partition(":")
+        path = find_asset(whole, kind="dataset").path
     if path.is_file():
         return read_pairs(path)
     files = sorted(f for f in path.glob(f"{part or '*'}/{split}.jsonl*"))
@@ -99,14 +101,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line that is not empty as (where it stands, its JSON object)."""
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, text in enumerate(file, start=1):
-                if text.strip():
+        with open_regular(path) as raw:
+            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            for number, line in enumerate(file, start=1):
+                if line.strip():
                     where = f"{path}, line {number}"
-                    yield where, _object(text, where)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+                    yield where, _object(line.decode("utf-8"), where)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigError(
             f"{path} cannot be read as text ({error}): give a .jsonl file in UTF-8, or a .jsonl.gz."
         ) from None

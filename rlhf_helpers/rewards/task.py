@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_helpers.config.checks import wrong
-from rlhf_helpers.config.trl_config import Profile, resolve_run_dir
-from rlhf_helpers.data.assets import POST_EVAL_PROMPTS, find_asset, training_prompts
+from rlhf_helpers.config.paths import resolve_run_dir
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.data.assets import find_asset
+from rlhf_helpers.data.reviews import POST_EVAL_PROMPTS, training_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,11 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlhf_helpers.evaluation.before_after import (
     HEADLINE_GROUP,
@@ -32,6 +31,7 @@ from .plot_style import (
     PARTS,
     RED,
     new_figure,
+    projected,
     save_figure,
     styled,
 )
@@ -40,7 +40,6 @@ from .samples_table import SamplesTable, samples_table_html
 __all__ = [
     "LiveCurves",
     "SamplesTable",
-    "lora_count_plot",
     "memory_bar",
     "paired_change_plot",
     "reward_curve",
@@ -67,24 +66,24 @@ def series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
 # --- the course of a run --------------------------------------------------------------------
 
 
-@styled
+@projected
 def training_curves(metrics: Metrics) -> Figure:
     """Reward, KL, both losses, clip fraction and approximate KL against the step."""
-    figure = new_figure(height=6.6)
+    figure = new_figure(height=7.6)
     axes = figure.subplots(3, 2, sharex=True)
     draw_reward(axes[0, 0], metrics)
     draw_kl(axes[0, 1], metrics)
     _draw_noisy(axes[1, 0], metrics, "losses/policy_loss", "Policy loss (clipped)", "loss")
     _draw_noisy(axes[1, 1], metrics, "losses/value_loss", "Value loss", "loss (reward²)")
     _draw_noisy(axes[2, 0], metrics, "policy/clipfrac", "Tokens clipped", "share of tokens")
-    axes[2, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[2, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     _draw_noisy(axes[2, 1], metrics, "policy/approx_kl", "Change by the updates", "KL (nats/token)")
     for ax in axes[2]:
         ax.set_xlabel("optimizer step")
     return figure
 
 
-@styled
+@projected
 def reward_curve(metrics: Metrics) -> Figure:
     """Mean reward of rollouts and of the evaluation prompts against the step."""
     figure = new_figure(height=3.2)
@@ -194,7 +193,7 @@ class LiveCurves:
 # --- before and after -----------------------------------------------------------------------
 
 
-@styled
+@projected
 def reward_histogram(before: Samples, after: Samples | None = None) -> Figure:
     """How the reward of the held-out samples is distributed, before and after."""
     figure = new_figure(height=3.2)
@@ -269,38 +268,6 @@ def paired_change_plot(
 
 
 # --- before a run ---------------------------------------------------------------------------
-
-
-@styled
-def lora_count_plot(rows: Sequence[Mapping], chosen: tuple[int, int] | None = None) -> Figure:
-    """Trained LoRA parameters against the rank, one line for each number of layers.
-
-    Rows hold `layers`, `rank` and `lora` (the count); `chosen` is (layers, rank) of this run.
-    """
-    figure = new_figure(height=3.4)
-    ax = figure.subplots()
-    layer_counts = sorted({row["layers"] for row in rows})
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(layer_counts)))
-    for layers, colour in zip(layer_counts, colours, strict=True):
-        own = sorted((row["rank"], row["lora"]) for row in rows if row["layers"] == layers)
-        ranks, counts = zip(*own, strict=True)
-        ax.plot(ranks, counts, "o-", color=colour, markersize=4)
-        name = f"{layers} layer{'s' if layers > 1 else ''}"
-        ax.annotate(name, (ranks[-1], counts[-1]), xytext=(6, 0), textcoords="offset points",
-                    va="center", fontsize=8.5)
-    for row in rows:
-        if (row["layers"], row["rank"]) == chosen:
-            label = f"this run: {row['lora']:,}"
-            ax.plot(row["rank"], row["lora"], "*", color=RED, markersize=14, label=label)
-            ax.legend(loc="upper left")
-    ax.set(title="LoRA's size grows in proportion to rank and layers", xscale="log", yscale="log",
-           xlabel="rank r", ylabel="trained parameters")
-    ranks = sorted({row["rank"] for row in rows})
-    ax.set_xticks(ranks, [str(rank) for rank in ranks])
-    ax.xaxis.minorticks_off()
-    ax.set_xlim(ranks[0] * 0.85, ranks[-1] * 1.6)
-    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    return figure
 
 
 @styled

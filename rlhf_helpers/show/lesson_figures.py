@@ -1,4 +1,4 @@
-"""Figures that explain PPO by itself, drawn from a handful of numbers. Imports no torch."""
+"""Figures that explain, drawn from a handful of numbers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from .plot_style import AFTER, GREY, RED, new_figure, styled
+from .plot_style import AFTER, BLUE, GREY, RED, new_figure, projected
 
 
-@styled
+@projected
 def clipping_plot(
     ratios: Sequence[float], objectives: Mapping[int, Sequence[float]], cliprange: float
 ) -> Figure:
@@ -17,16 +17,63 @@ def clipping_plot(
 
     `objectives` maps the advantage (+1 and -1) to the objective at each ratio.
     """
-    figure = new_figure(height=2.9)
+    figure = new_figure(height=3.3)
     axes = figure.subplots(1, 2, sharey=False)
-    words = {1: "Advantage +1: make it likelier", -1: "Advantage -1: make it less likely"}
+    words = {1: "Advantage +1: likelier", -1: "Advantage −1: less likely"}
     for ax, (advantage, values) in zip(axes, sorted(objectives.items(), reverse=True), strict=True):
         ax.axvspan(1 - cliprange, 1 + cliprange, color=GREY, alpha=0.15)
         ax.plot(ratios, [advantage * r for r in ratios], color=GREY, linestyle="--",
-                label="ratio x advantage")
+                label="ratio × advantage")
         ax.plot(ratios, values, color=AFTER if advantage > 0 else RED, label="clipped objective")
         ax.plot(1, advantage, "ko", markersize=5, label="start: ratio 1")
         ax.set(title=words[advantage], xlabel="ratio: new / old probability",
                ylabel="objective (higher is better)")
         ax.legend(loc="best")
+    return figure
+
+
+@projected
+def next_token_plot(text: str, words: Sequence[str], probabilities: Sequence[float]) -> Figure:
+    """The likeliest next tokens after `text`, the likeliest on top, each with its probability."""
+    figure = new_figure(height=0.36 * len(words) + 0.9)
+    ax = figure.subplots()
+    places = range(len(words), 0, -1)
+    bars = ax.barh(places, probabilities, color=BLUE, height=0.7)
+    ax.bar_label(bars, [f"{100 * p:.1f} %" for p in probabilities], padding=4)
+    ax.set_yticks(places, [repr(word) for word in words])
+    ax.set(title=f"After “{text}”: the {len(words)} likeliest tokens", xlabel="probability",
+           xlim=(0, 1.15 * max(probabilities)))  # fmt: skip
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return figure
+
+
+@projected
+def rank_and_layers_plot(rows: Sequence[Mapping], rank: int, layers: int) -> Figure:
+    """Reward after training against LoRA's rank, and against the number of layers with LoRA.
+
+    `rows`: of figures/study/ablations/table.csv; `rank` and `layers` are the study's default, which
+    its row named "default" in column `panel` leaves out. Bars: 95 % interval over prompts.
+    """
+    figure = new_figure(height=3.3)
+    axes = figure.subplots(1, 2, sharey=True)
+    choices = (
+        ("rank", "model.delta_kwargs.lora_r", rank, f"rank r, with {layers} layers"),
+        ("layers", "model.num_layers_unfrozen", layers, f"layers with LoRA, at rank {rank}"),
+    )
+    for ax, (panel, field, default, label) in zip(axes, choices, strict=True):
+        own = [row for row in rows if row["panel"] in (panel, "default")]
+        points = sorted(
+            (int(default if row[field] is None else row[field]), row["reward_after"],
+             (row["paired_difference_high"] - row["paired_difference_low"]) / 2)
+            for row in own
+        )  # fmt: skip
+        values, rewards, halves = zip(*points, strict=True)
+        ax.errorbar(range(len(values)), rewards, yerr=halves, fmt="o-", color=BLUE, capsize=3)
+        ax.axhline(rows[0]["reward_before"], color=GREY, linestyle="--")
+        ax.set_xticks(range(len(values)), [str(value) for value in values])
+        ax.set(title=f"By {panel}", xlabel=label, ylim=(0, 1), xlim=(-0.4, len(values) - 0.6))
+    axes[0].set_ylabel("reward after training")
+    axes[0].annotate("before", (0, rows[0]["reward_before"]), xytext=(0, -5), color="#5a5a5a",
+                     textcoords="offset points", va="top", ha="center")  # fmt: skip
     return figure

@@ -57,6 +57,18 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapped
 
 
+def projected(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a drawing function inside `style` with letters for a projector: 11 points and more."""
+    larger = {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "legend.fontsize": 11}
+
+    @wraps(draw)
+    def wrapped(*args, **kwargs) -> Figure:
+        with style(), matplotlib.rc_context(larger):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
 def new_figure(height: float) -> Figure:
     """An empty figure of the house width, `height` inches high."""
     return ShownFigure(figsize=(WIDTH, height), dpi=100, layout="constrained")

@@ -18,6 +18,7 @@ COLUMN_WIDTH = 44  # of the widest column of the plain version
 class Table:
     """Rows of equal fields. Numbers stand right, texts left; None reads "not measured".
 
+    Numbers have a real minus sign and a space before %.
     `columns` maps fields to titles, and chooses and orders them (default: the first row's fields).
     `formats` maps fields to format specifications, such as ".3f" or ",".
     """
@@ -100,4 +101,6 @@ def _text(value: Any, spec: str) -> str:
     if not _is_number(value):
         return str(value)
     text = format(value, spec)
-    return text if any(digit in text for digit in "123456789") else text.lstrip("-")  # no -0.000
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("-")  # no -0.000
+    return text.replace("-", "−").replace("%", "\N{NO-BREAK SPACE}%")

@@ -37,8 +37,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.checks import (
+    ConfigError,
     closest,
     entries,
+    file_name,
     integer,
     mapping,
     number,
@@ -47,14 +49,14 @@ from rlhf_helpers.config.checks import (
     wrong,
 )
 from rlhf_helpers.config.files import read_yaml
-from rlhf_helpers.config.trl_config import ConfigError, Profile, load_profile
+from rlhf_helpers.config.profiles import Profile, load_profile
 
 # Settings that make a kind of training what it is.
 TRAINED_KINDS: dict[str, dict[str, Any]] = {
     "ppo": {"method.name": "PPOConfig", "method.semantics": "trlx"},
     "ppo-corrected": {"method.name": "PPOConfig", "method.semantics": "corrected"},
-    "rloo": {"method.name": "RLOOConfig", "method.semantics": "corrected"},
-    "grpo": {"method.name": "GRPOConfig", "method.semantics": "corrected"},
+    "rloo": {"method.name": "RLOOConfig"},
+    "grpo": {"method.name": "GRPOConfig"},
     "ppo-learned": {"method.name": "PPOConfig", "method.semantics": "corrected"},
 }
 # What the kinds without reinforcement learning need of a row, with defaults.
@@ -68,6 +70,19 @@ BASELINE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 KINDS = tuple(dict.fromkeys((*TRAINED_KINDS, *BASELINE_OPTIONS)))
 LEARNED_KINDS = ("ppo-learned", "best-of-n-learned", "dpo")
+
+
+def _candidates(path: str, value: Any) -> list[int]:
+    if not isinstance(value, list) or not value:
+        raise wrong(path, value, "give a list of whole numbers above 1, such as [2, 4, 8]")
+    return [integer(2, 10_000)(path, n) for n in value]
+
+
+_OPTION_CHECKS = {
+    "n": _candidates, "steps": integer(1, 1_000_000), "batch_size": integer(1, 100_000),
+    "learning_rate": number(above=0.0, high=10.0), "prefix": text,
+    "pairs": integer(2, 10_000_000), "beta": number(above=0.0, high=1e4),
+}  # fmt: skip
 
 
 def _numbers(path: str, value: Any) -> list[int]:
@@ -149,7 +164,7 @@ def load_plan(path: str | Path) -> Plan:
         for index, entry in enumerate(given)
         for row in _rows(f"rows[{index}]", entry, shared, values["n_prompts"])
     ]
-    plan = Plan(Path(path).stem, rows=rows, **values)
+    plan = Plan(file_name("the plan's file name", Path(path).stem), rows=rows, **values)
     _check_rows(plan)
     return plan
 
@@ -179,10 +194,13 @@ def _rows(path: str, entry: Any, shared: Mapping[str, Any], n_prompts: int) -> l
                 entry[key],
                 f"rows of kind {kind} have no such key; did you mean {likely}?",
             )
-    options = {key: entry.get(key, value) for key, value in defaults.items()}
+    options = {
+        key: _OPTION_CHECKS[key](f"{path}.{key}", entry.get(key, value))
+        for key, value in defaults.items()
+    }
     settings = {**shared, **mapping(f"{path}.set", entry.get("set", {}))}
     base = Row(
-        id="", name=text(f"{path}.name", entry.get("name", kind)), kind=kind,
+        id="", name=_short(f"{path}.name", entry.get("name", kind)), kind=kind,
         panel=text(f"{path}.panel", entry.get("panel", "frontier")), seed=0,
         n_prompts=integer(2, 1_000_000)(f"{path}.n_prompts", entry.get("n_prompts", n_prompts)),
         set=settings, options=options,
@@ -197,12 +215,16 @@ def _rows(path: str, entry: Any, shared: Mapping[str, Any], n_prompts: int) -> l
     return [_with_id(row) for each in seeded for row in _each_n(each)]
 
 
+def _short(path: str, value: Any) -> str:
+    if len(text(path, value)) > 100:
+        raise wrong(path, value, "give a name of at most 100 characters")
+    return value
+
+
 def _each_n(row: Row) -> list[Row]:
     if "n" not in row.options:
         return [row]
     numbers = row.options["n"]
-    if not isinstance(numbers, list) or not all(isinstance(n, int) and n > 1 for n in numbers):
-        raise wrong("n", numbers, "give a list of whole numbers above 1, such as [2, 4, 8]")
     # The candidates are drawn once, as many as the largest n asks for.
     return [
         dataclasses.replace(
@@ -232,13 +254,7 @@ def _check_rows(plan: Plan) -> None:
 
 
 def _check_learned(plan: Plan, row: Row) -> None:
-    """What the kinds that learn from preferences add: how many pairs, and DPO's numbers."""
-    if row.kind not in LEARNED_KINDS:
-        return
-    most = plan.preferences["pairs"]
-    checks = {"pairs": integer(2, most), "beta": number(above=0.0, high=1e4),
-              "steps": integer(1), "batch_size": integer(1),
-              "learning_rate": number(above=0.0, high=10.0)}  # fmt: skip
-    for name, check in checks.items():
-        if name in row.options:
-            check(f"{name} of row {row.name!r}", row.options[name])
+    """No row can take more pairs than the plan has."""
+    if row.kind in LEARNED_KINDS:
+        most = plan.preferences["pairs"]
+        integer(2, most)(f"pairs of row {row.name!r}", row.options["pairs"])

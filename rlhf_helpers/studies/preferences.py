@@ -28,7 +28,7 @@ from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.rewards.annotator import Gold, annotate
 from rlhf_helpers.rewards.learned import LearnedReward
 from rlhf_helpers.rewards.preferences import Candidates, Pair, pair_line
-from rlhf_helpers.runs.files import atomic_write_json, read_json, write_jsonl
+from rlhf_helpers.runs.files import atomic_write_json, read_json, refuse_link, write_jsonl
 from rlhf_helpers.training.semantics import semantics_of
 
 from .baselines import draw_candidates
@@ -236,7 +236,7 @@ class Preferences:
     def make_reward_models(self, out: Path) -> Path:
         """Train the plan's reward models by size and seed; reward_model.json after each."""
         path, settings = out / "reward_model.json", shared(self.plan)
-        kept = read_json(path) if path.exists() else {}
+        kept = read_json(path, {}) if path.exists() else {}
         models = kept.get("models", {}) if kept.get("preferences") == settings else {}
         wanted = [(n, s) for s in self.settings["seeds"] for n in self.settings["sizes"]]
         about = {
@@ -267,6 +267,8 @@ class Preferences:
                 folders["reward_model"] = self.reward_model_dir(row.options["pairs"], row.seed)
             for name, source in folders.items():
                 target = out / "adapters" / row.id / name
+                for place in (out / "adapters", target.parent, target):
+                    refuse_link(place)
                 ignored = shutil.ignore_patterns("value_head.safetensors", "checkpoint.pt")
                 shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
 

@@ -12,38 +12,38 @@ was interrupted continues from its checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    repo_root,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import resolve_run_dir
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.config.reading import NUMBER, read_json, unreadable
 from rlhf_helpers.evaluation.before_after import summarise_pair
 from rlhf_helpers.evaluation.verdict import verdict
-from rlhf_helpers.progress import duration
+from rlhf_helpers.progress import duration, printable
+from rlhf_helpers.runs.contents import STUDY_EVALUATION, read_metrics, read_samples
 from rlhf_helpers.runs.files import (
     atomic_write_json,
     atomic_write_text,
-    read_json,
-    read_jsonl,
+    made_directory,
+    refuse_link,
     write_jsonl,
+    writing_to,
 )
 from rlhf_helpers.runs.manifest import library_versions
 
 from .overoptimisation import COLUMNS, overoptimisation_rows
-from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, TRAINED_KINDS, Plan, Row, load_plan
+from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, TRAINED_KINDS, Plan, Row
 
 # What the table says of each row's evaluation, in this order.
 MEASURES = (
@@ -69,33 +69,22 @@ COURSE = (
 LEARNED_COURSE = ("metrics/sentiment", "metrics/gold", "metrics/proxy")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("plan", help="the plan, a YAML file; see rlhf_helpers/studies/plan.py")
-    parser.add_argument("--out", help="where tables go (figures/study/<the plan's name>)")
-    parser.add_argument("--only", metavar="TEXT", help="only rows whose name has this in it")
-    parser.add_argument("--first", metavar="N", type=int, help="only the plan's first N rows")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run the plan; the table is up to date after every row."""
-    plan = load_plan(arguments.plan)
-    out = resolve_run_dir(arguments.out or f"figures/study/{plan.name}")
-    rows = plan.rows[: arguments.first]
-    rows = [row for row in rows if arguments.only is None or arguments.only in row.name]
-    if not rows:
-        raise ConfigError(f"--only is {arguments.only!r}: no row of the plan has that in its name.")
-    table = run_study(plan, out, rows)
-    print(table.relative_to(repo_root()) if table.is_relative_to(repo_root()) else table)
-
-
 def run_study(
     plan: Plan, out: Path, rows: Sequence[Row] | None = None, bench: Bench | None = None
 ) -> Path:
     """Do every row that is not done yet; returns the table's path.
 
-    `bench`: what the rows share, where it is at hand already.
+    `bench`: what the rows share, where it is at hand already. Raises CannotWriteError where `out`
+    cannot be written.
     """
+    for place in (out, out / "rows", out / "metrics"):
+        refuse_link(place)
+        made_directory(place)
+    with writing_to(out, "start it again: finished rows are kept"):
+        return _run(plan, out, rows, bench)
+
+
+def _run(plan: Plan, out: Path, rows: Sequence[Row] | None, bench: Bench | None) -> Path:
     rows = plan.rows if rows is None else rows
     waiting = [row for row in rows if finished(plan, row, out) is None]
     print(f"{plan.name}: {len(rows)} rows, {len(rows) - len(waiting)} of them done.", flush=True)
@@ -108,7 +97,8 @@ def run_study(
         if done:
             seconds = (time.monotonic() - started) / done * (len(waiting) - done)
             left = f", {duration(seconds)} left"
-        print(f"Row {done + 1} of {len(waiting)}: {row.name}, seed {row.seed}{left}", flush=True)
+        name = printable(row.name)
+        print(f"Row {done + 1} of {len(waiting)}: {name}, seed {row.seed}{left}", flush=True)
         result = bench.do(row, out)
         atomic_write_json(out / "rows" / f"{row.id}.json", result)
         write_table(plan, out)
@@ -124,9 +114,9 @@ def run_study(
 def finished(plan: Plan, row: Row, out: Path) -> dict[str, Any] | None:
     """What a finished row left, or None. A row whose settings have changed since is not done."""
     path = out / "rows" / f"{row.id}.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    result = read_json(path)
+    result = read_json(path, {"row": {}, "evaluation": STUDY_EVALUATION})
     return result if result["row"] == described(plan, row) else None
 
 
@@ -148,7 +138,8 @@ def time_spent(path: Path) -> Iterator[dict[str, float]]:
     Yields the dict, which is complete when the context ends. On a machine that does other things
     as well, CPU time is the one to compare.
     """
-    before = read_json(path) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    fields = {"seconds": NUMBER, "cpu_seconds": NUMBER}
+    before = read_json(path, fields) if path.exists() else dict.fromkeys(fields, 0.0)
     started, cpu_started = time.perf_counter(), time.process_time()
     spent: dict[str, float] = {}
     try:
@@ -168,7 +159,7 @@ class Bench:
 
     def __init__(self, plan: Plan):
         """Load data, reward model and judge once."""
-        from rlhf_helpers.data.assets import heldout_prompts, load_reviews
+        from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
         from rlhf_helpers.evaluation.sampling import EvalPrompt
         from rlhf_helpers.rewards.judge import judge_by_name
         from rlhf_helpers.rewards.task import prompt_of, task_prompts, task_reward
@@ -247,7 +238,10 @@ class Bench:
             policy = load_policy(settings.config)
             write_jsonl(path, sample_records(policy, self.prompts, settings, self.reward_fn,
                                              self.judge, "Before"))  # fmt: skip
-        return read_jsonl(path)[:n]
+        samples = read_samples(path)
+        if len(samples) != len(self.prompts):
+            raise unreadable(path, f"it holds {len(samples)} samples of {len(self.prompts)}")
+        return samples[:n]
 
     def _after(self, row: Row, settings: Profile, directory: Path):
         """Sample records of the row's policy, and what else is known of it."""
@@ -297,7 +291,7 @@ class Bench:
         write_jsonl(directory / "dpo.jsonl", course)
 
     def _trained(self, row: Row, settings: Profile):
-        from rlhf_helpers.training.trainer import train
+        from rlhf_helpers.training.api import train
 
         reward_fn, metric_fn = self.reward_fn, self._judged
         if row.kind == "ppo-learned":
@@ -328,7 +322,7 @@ class Bench:
 
 def write_course(metrics: Path, path: Path, names: Sequence[str] = COURSE) -> None:
     """The lines of metrics.jsonl that say how the run went, as a small CSV."""
-    lines = [line for line in read_jsonl(metrics) if any(name in line for name in names)]
+    lines = [line for line in read_metrics(metrics) if any(name in line for name in names)]
     rows = [{"step": line["step"], **{k: line.get(k) for k in names}} for line in lines]
     write_csv(path, ["step", *names], rows)
 

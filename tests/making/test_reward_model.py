@@ -11,7 +11,8 @@ from tiny_runs import PROMPTS, model_dir, run_config, tiny_train
 from transformers import AutoModelForCausalLM
 
 import rlhf_helpers
-from rlhf_helpers.config.trl_config import ConfigError, Profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.making import reward_model as module
 from rlhf_helpers.making.kept_texts import KeptTexts
 from rlhf_helpers.making.reward_model import (
@@ -197,7 +198,7 @@ def test_a_finished_model_is_loaded_and_another_one_is_not_written_over(tmp_path
 def test_a_damaged_checkpoint_is_said(tmp_path):
     (tmp_path / "rm").mkdir()
     (tmp_path / "rm" / "checkpoint.pt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ConfigError, match="checkpoint.pt cannot be read: delete it"):
+    with pytest.raises(ConfigError, match="checkpoint.pt cannot be read: it is no checkpoint"):
         train_reward_model(pairs_of(4), config_of(tmp_path))
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.notebook import labelling as module
 from rlhf_helpers.notebook.labelling import PairLabeller, label_pairs
 from rlhf_helpers.rewards.preferences import Candidates, Pair, read_lines, read_pairs

@@ -3,15 +3,19 @@
 
 import nbformat
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from rlhf_helpers.config.trl_config import ConfigError, load_profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.notebook import costs as notebook_costs
+from rlhf_helpers.notebook.fields import try_it
 from rlhf_helpers.notebook.opening import start
 from rlhf_helpers.rewards.check import accuracy, is_right, reliability_rows, surest_errors
 from rlhf_helpers.runs import files as run_files
 from rlhf_helpers.runs.files import MissingRunFileError, atomic_write_json
-from rlhf_helpers.show.lesson_figures import clipping_plot
+from rlhf_helpers.show.lesson_figures import clipping_plot, next_token_plot, rank_and_layers_plot
 from rlhf_helpers.show.tables import Table, wrapped
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -33,6 +37,12 @@ def test_a_table_chooses_orders_formats_and_aligns():
         "       1,234  a    0.000",
         "not measured  b    0.500",
     ]
+
+
+def test_a_table_writes_numbers_as_they_are_printed():
+    """A real minus sign, a space before %; what is text stays as it was written."""
+    table = Table([{"a": -0.25, "b": 0.487, "c": "-1%"}], formats={"a": "+.2f", "b": ".1%"})
+    assert table.cells == [["−0.25", "48.7\N{NO-BREAK SPACE}%", "-1%"]]
 
 
 def test_an_empty_table_shows_its_titles():
@@ -62,6 +72,35 @@ def test_start_writes_the_configuration_and_refuses_another(tmp_path, capsys):
 def test_start_without_a_reference_run_says_what_to_do(tmp_path):
     with pytest.raises(MissingRunFileError, match="reference_run=False"):
         start("t4", tmp_path, 1, {}, True)
+
+
+def test_start_keeps_bars_of_loading_off_the_page(tmp_path):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    start("smoke", tmp_path, 3, {}, False)
+    assert not logging.is_progress_bar_enabled()
+
+
+# --- a field and a button ------------------------------------------------------------------------
+
+
+def test_where_nobody_watches_the_plain_answer_is_given(capsys):
+    assert try_it(len, "four") == 4
+    assert try_it(str.upper, "four") is None  # printed, so without quotation marks
+    assert capsys.readouterr().out == "FOUR\n"
+
+
+def test_in_a_live_notebook_the_button_answers_what_was_typed(monkeypatch):
+    monkeypatch.setattr("rlhf_helpers.notebook.fields.in_live_notebook", lambda: True)
+    asked = []
+    shown = try_it(asked.append, "first", "Score")
+    (field, press), place = shown.children[0].children, shown.children[1]
+    assert (field.value, press.description) == ("first", "Score")
+    field.value = "second"
+    press.click()
+    assert asked == ["first", "second"]
+    assert type(place).__name__ == "Output"
 
 
 # --- the reward model's errors --------------------------------------------------------------------
@@ -94,7 +133,7 @@ def test_reliability_by_hand():
 
 
 def test_costs_come_from_the_reference_run_and_nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_helpers.config.trl_config.repo_root", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_helpers.config.paths.repo_root", lambda: tmp_path)
     manifest = tmp_path / "figures" / "reference_runs" / "cpu" / "manifest.json"
     rows = [
         {"name": "04_ppo_run", "seconds": 245, "peak_rss_bytes": 1.26e9, "status": "executed"},
@@ -120,5 +159,49 @@ def test_costs_come_from_the_reference_run_and_nowhere_else(tmp_path, monkeypatc
 def test_the_clipping_plot_has_one_labelled_panel_for_each_sign():
     figure = clipping_plot([0.5, 1.0, 1.5], {1: [0.5, 1.0, 1.2], -1: [-0.8, -1.0, -1.5]}, 0.2)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [title.split(":")[0] for title in titles] == ["Advantage +1", "Advantage -1"]
+    assert [title.split(":")[0] for title in titles] == ["Advantage +1", "Advantage −1"]
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+
+
+def smallest_text(figure) -> float:
+    """The size in points of the smallest text that is drawn."""
+    FigureCanvasAgg(figure).draw()
+    texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+    return min(text.get_fontsize() for text in texts)
+
+
+def test_the_next_tokens_are_bars_in_order_with_their_probability():
+    figure = next_token_plot("It was", [" a", " so"], [0.25, 0.0625])
+    (ax,) = figure.axes
+    assert [bar.get_width() for bar in ax.patches] == [0.25, 0.0625]
+    heights = [bar.get_y() for bar in ax.patches]
+    assert heights == sorted(heights, reverse=True)  # the likeliest on top
+    assert [t.get_text() for t in ax.texts] == ["25.0 %", "6.2 %"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["' a'", "' so'"]
+    assert smallest_text(figure) >= 11
+
+
+def test_rank_and_layers_are_taken_from_their_rows():
+    rank, layers = "model.delta_kwargs.lora_r", "model.num_layers_unfrozen"
+
+    def row(panel, reward, half, **own):
+        return {"panel": panel, "reward_before": 0.4, "reward_after": reward, rank: None,
+                layers: None, "paired_difference_low": 0.3 - half,
+                "paired_difference_high": 0.3 + half, **own}  # fmt: skip
+
+    rows = [
+        row("default", 0.8, 0.01), row("rank", 0.9, 0.02, **{rank: 32.0}),
+        row("rank", 0.7, 0.03, **{rank: 1.0}), row("layers", 0.4, 0.0, **{layers: 0.0}),
+        row("learning rate", 0.1, 0.0),
+    ]  # fmt: skip
+    figure = rank_and_layers_plot(rows, rank=16, layers=4)
+    by_rank, by_layers = figure.axes
+    assert [t.get_text() for t in by_rank.get_xticklabels()] == ["1", "16", "32"]
+    assert list(by_rank.lines[0].get_ydata()) == [0.7, 0.8, 0.9]
+    assert [t.get_text() for t in by_layers.get_xticklabels()] == ["0", "4"]
+    assert list(by_layers.lines[0].get_ydata()) == [0.4, 0.8]
+    bars = by_rank.collections[0].get_segments()
+    assert [(low[1], high[1]) for low, high in bars] == [
+        pytest.approx(pair) for pair in ((0.67, 0.73), (0.79, 0.81), (0.88, 0.92))
+    ]
+    assert smallest_text(figure) >= 11

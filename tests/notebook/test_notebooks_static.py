@@ -1,5 +1,6 @@
 """Every committed notebook passes every static check, and every check can fail."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -50,20 +51,62 @@ def test_notebook(name, check):
 # --- a notebook that passes, and one change for each check that must not pass --------------------
 
 
-def good_notebook() -> nbformat.NotebookNode:
-    cells = [
-        new_markdown_cell(f"# Title\n{colab_badge(URL, '01_setup.ipynb')}\n| cpu | T4 | A100 |"),
-        tagged_cell(bootstrap_source(URL), "bootstrap"),
+OLD, NEW = "05_before_after_evaluation.ipynb", "01_setup.ipynb"
+LOOP = "![The loop](../figures/diagrams/loop.svg)"
+ANSWER = "<details><summary>Answer</summary>A</details>"
+
+
+def _plumbing(first: str) -> list[nbformat.NotebookNode]:
+    return [
+        new_markdown_cell(first),
+        folded(tagged_cell(bootstrap_source(URL), "bootstrap"), checks.SOURCE_FOLDED),
         tagged_cell(PARAMETERS, "parameters"),
         tagged_cell("reference_run = True", "injected-parameters"),
-        new_markdown_cell("<details><summary>Q</summary>A</details>" * 2),
     ]
-    cells += [new_code_cell(f"import numpy\nx = {i}\nx") for i in range(20)]
-    counted = [cell for cell in cells if cell.cell_type == "code"]
-    for count, cell in enumerate(counted, start=1):
+
+
+def folded(cell: nbformat.NotebookNode, how: tuple[dict, str]) -> nbformat.NotebookNode:
+    cell.metadata.update(how[0])
+    cell.metadata["tags"] = [*cell.metadata.get("tags", []), how[1]]
+    return cell
+
+
+def shows(source: str, text: str = "1") -> nbformat.NotebookNode:
+    return new_code_cell(source, outputs=[new_output("stream", name="stdout", text=f"{text}\n")])
+
+
+def _counted(cells: list[nbformat.NotebookNode]) -> nbformat.NotebookNode:
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, start=1):
         cell.execution_count = count
-    counted[-1].outputs = [new_output("stream", name="stdout", text="ok\n")]
     return new_notebook(cells=cells)
+
+
+def good_old_notebook() -> nbformat.NotebookNode:
+    cells = _plumbing(f"# Title\n{colab_badge(URL, OLD)}\n| cpu | T4 | A100 |")
+    cells += [new_markdown_cell("<details><summary>Q</summary>A</details>" * 2)]
+    cells += [new_code_cell(f"import numpy\nx = {i}\nx") for i in range(20)]
+    return _counted([*cells, shows("x", "ok")])
+
+
+def good_notebook() -> nbformat.NotebookNode:
+    first = f"# Title\n{colab_badge(URL, NEW)}\n{LOOP}\n**After this notebook you can** add."
+    live = shows("try_it(str, 'text')", "a text")
+    live.metadata["tags"] = [checks.IGNORED]
+    cells = _plumbing(first) + [
+        new_markdown_cell("It fell by −2, which is 5 %."),
+        shows("import numpy\nrun"),
+        new_code_cell("def short_reward(samples):\n    return [1]"),
+        new_code_cell("assert short_reward(['a']) == [1]"),
+        new_markdown_cell("**Predict.** One?"),
+        folded(shows("x = 1\nx", "Answer:\n1"), checks.OUTPUT_FOLDED),
+        new_markdown_cell(f"{ANSWER}\n\n**Predict.** Two?"),
+        folded(shows("x = 2\nx", "Answer:\n2"), checks.OUTPUT_FOLDED),
+        new_markdown_cell(ANSWER),
+        live,
+        folded(shows("show('## What was seen')"), checks.SOURCE_FOLDED),
+    ]
+    return _counted(cells)
 
 
 def _append_to_last(text):
@@ -101,11 +144,15 @@ def _skip_a_count(notebook):
 
 def _lengthen_all(notebook):
     for cell in notebook.cells[5:]:
-        cell.source += "\n" * 6 + "y = 1"
+        cell.source += "\n" * 9 + "y = 1"
 
 
 def _drop_cells(notebook):
     del notebook.cells[10:]
+
+
+def _many_cells(notebook):
+    notebook.cells += [new_code_cell("x = 1") for _ in range(25)]
 
 
 def _swap_first_code(notebook):
@@ -114,7 +161,7 @@ def _swap_first_code(notebook):
 
 DAMAGE = {
     "check_is_valid": [_append_to_last("\ndef (")],
-    "check_size": [_append_to_last("\n# " + "x" * 1_000_000), _drop_cells],
+    "check_size": [_append_to_last("\n# " + "x" * 1_000_000), _many_cells],
     "check_parameters": [
         _replace_in(2, "seed = 0", "seed = 40 + 2 - len('')"),
         _replace_in(2, "seed = 0\n", ""),
@@ -142,26 +189,72 @@ DAMAGE = {
         _drop_outputs,
     ],
     "check_links": [
-        _replace_in(4, "A<", "![curve](../figures/not_there.png)<"),
-        _replace_in(4, "A<", "<img width=3 src='not_there.png'><"),
-        _replace_in(4, "A<", "[next](09_not_there.ipynb#part)<"),
+        _replace_in(4, "It", "![curve](../figures/not_there.png)"),
+        _replace_in(4, "It", "<img width=3 src='not_there.png'>"),
+        _replace_in(4, "It", "[next](09_not_there.ipynb#part)"),
     ],
     "check_imports": [
         _append_to_last("\nimport trlx.data"),
         _append_to_last("\nfrom trl import a"),
     ],
-    "check_redefines_nothing": [_append_to_last("\ndef run_pipeline(): pass")],
+    "check_redefines_nothing_else": [_append_to_last("\ndef run_pipeline(): pass")],
     "check_no_machine_or_secret": [
         _append_to_last("\nopen('/home/" + "ada/x.txt')"),
         _append_to_last("\nkey = 'hf_" + "abcdefghijklmnopqrst'"),
     ],
-    "check_questions": [_replace_in(4, "<summary>", "")],
-    "check_opening": [_replace_in(0, "T4", "GPU")],
+    "check_first_screen": [
+        _replace_in(0, LOOP, ""),
+        _replace_in(0, "**After this notebook you can**", "You can"),
+        _replace_in(4, "It", "<!-- costs -->"),
+        lambda n: n.cells.insert(4, n.cells.pop(6)),
+        lambda n: n.cells[5].outputs[0].update(text="Showing the finished run in x.\n"),
+    ],
+    "check_written_on_the_page": [
+        _replace_in(6, "short_reward", "long_reward"),
+        _replace_in(7, "assert", "print("),
+        _replace_in(7, "short_reward(['a'])", "[1]"),
+        _replace_in(6, "    return", "    x = 1\n" * 20 + "    return"),
+    ],
+    "check_predictions": [
+        lambda n: n.cells[9].metadata.pop("collapsed"),
+        lambda n: n.cells[9].metadata.update(jupyter={"outputs_hidden": False}),
+        lambda n: n.cells[11].metadata.update(tags=[]),
+        lambda n: n.cells[9].outputs[0].update(text="1\n"),
+        _replace_in(10, "<details>", ""),
+        _replace_in(10, "**Predict.**", "Guess."),
+        lambda n: n.cells.pop(12),
+    ],
+    "check_folded_sources": [
+        lambda n: n.cells[1].metadata.pop("cellView"),
+        lambda n: n.cells[-1].metadata.pop("jupyter"),
+        _replace_in(-1, "What was seen", "The end"),
+    ],
+    "check_live_cells": [
+        lambda n: n.cells[13].metadata.pop("tags"),
+        lambda n: n.cells[5].metadata.update(tags=[checks.IGNORED]),
+    ],
+    "check_typography": [
+        _replace_in(4, "−2", "-2"),
+        _replace_in(4, "5 %", "5%"),
+        _output("stream", name="stdout", text="gain -0.3\n"),
+    ],
+}
+# What notebooks that are not FINISHED are held to.
+OLD_DAMAGE = {
+    "check_older_form": [_replace_in(4, "<summary>", ""), _replace_in(0, "T4", "GPU")],
+    "check_size": [_drop_cells],
 }
 
 
-def written(tmp_path: Path, notebook: nbformat.NotebookNode) -> checks.Notebook:
-    path = tmp_path / "01_setup.ipynb"
+def written(
+    tmp_path: Path, notebook: nbformat.NotebookNode, name: str = NEW
+) -> checks.Notebook:
+    """The notebook in a folder beside which the diagrams stand."""
+    diagrams = tmp_path / "figures" / "diagrams"
+    diagrams.mkdir(parents=True, exist_ok=True)
+    (diagrams / "loop.svg").touch()
+    path = tmp_path / "notebooks" / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(nbformat.writes(notebook), encoding="utf-8")
     return as_checked(path)
 
@@ -169,11 +262,14 @@ def written(tmp_path: Path, notebook: nbformat.NotebookNode) -> checks.Notebook:
 @by_check
 def test_a_good_notebook_passes(tmp_path, check):
     check(written(tmp_path, good_notebook()))
+    check(written(tmp_path, good_old_notebook(), OLD))
 
 
-@pytest.mark.parametrize(
-    "name, change", [(name, change) for name, changes in DAMAGE.items() for change in changes]
-)
+def _each(damage):
+    return [(name, change) for name, changes in damage.items() for change in changes]
+
+
+@pytest.mark.parametrize("name, change", _each(DAMAGE))
 def test_a_damaged_notebook_is_found(tmp_path, name, change):
     notebook = good_notebook()
     change(notebook)
@@ -181,8 +277,67 @@ def test_a_damaged_notebook_is_found(tmp_path, name, change):
         getattr(checks, name)(written(tmp_path, notebook))
 
 
+@pytest.mark.parametrize("name, change", _each(OLD_DAMAGE))
+def test_a_damaged_notebook_of_the_older_form_is_found(tmp_path, name, change):
+    notebook = good_old_notebook()
+    change(notebook)
+    with pytest.raises(AssertionError):
+        getattr(checks, name)(written(tmp_path, notebook, OLD))
+
+
 def test_every_check_is_seen_failing():
-    assert {check.__name__ for check in checks.CHECKS} == set(DAMAGE)
+    assert {check.__name__ for check in checks.CHECKS} == set(DAMAGE) | set(OLD_DAMAGE)
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+# Of the checks above, those that hold for exercises as well.
+FOR_EXERCISES = (
+    checks.check_is_valid, checks.check_bootstrap, checks.check_cell_lengths,
+    checks.check_was_executed, checks.check_outputs_are_clean, checks.check_links,
+    checks.check_imports, checks.check_no_machine_or_secret,
+)  # fmt: skip
+TITLE = re.compile(r"^## Exercise (\d+) · .+\n\n★{1,3} · \d+ minutes\n", re.M)
+
+
+def exercises(name: str) -> checks.Notebook:
+    return as_checked(ROOT / "notebooks" / "exercises" / name)
+
+
+def test_the_exercises_are_these():
+    found = sorted(path.name for path in (ROOT / "notebooks" / "exercises").glob("*.ipynb"))
+    assert found == checks.EXERCISES
+
+
+@pytest.mark.parametrize("check", FOR_EXERCISES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", checks.EXERCISES)
+def test_exercise_notebook(name, check):
+    check(exercises(name))
+
+
+@pytest.mark.parametrize("name", checks.EXERCISES)
+def test_each_exercise_is_open_and_its_folded_solution_is_right(name):
+    notebook = exercises(name)
+    assert colab_badge(URL, f"exercises/{name}") in notebook.markdown[0]
+    text = "\n".join(notebook.markdown)
+    numbers = [int(number) for number in TITLE.findall(text)]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 3
+    assert text.count("<summary>Hint</summary>") == len(numbers)
+    code = notebook.code[1:]  # after the bootstrap: stub, check, solution, again and again
+    assert len(code) == 3 * len(numbers)
+    for stub, check, solution in zip(code[::3], code[1::3], code[2::3], strict=True):
+        assert "raise NotImplementedError" in stub.source and not stub.outputs
+        assert all(line.startswith("Still open") for line in said(check))
+        assert "solution" in solution.metadata.tags
+        assert checks.is_folded(solution, checks.SOURCE_FOLDED)
+        assert set(said(solution)) == {"Right."}
+
+
+def said(cell: nbformat.NotebookNode) -> list[str]:
+    """The lines that a cell printed; at least one."""
+    lines = "".join(checks.output_texts(cell)).splitlines()
+    assert lines
+    return lines
 
 
 # --- the repository's address ---------------------------------------------------------------------

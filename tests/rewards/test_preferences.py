@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.data.assets import REGISTRY, AssetError
 from rlhf_helpers.rewards import preferences
 from rlhf_helpers.rewards.annotator import Gold, annotate, logit

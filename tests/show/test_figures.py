@@ -15,7 +15,6 @@ from rlhf_helpers.evaluation.before_after import summarise_pair
 from rlhf_helpers.runs.files import write_jsonl
 from rlhf_helpers.show.figures import (
     LiveCurves,
-    lora_count_plot,
     memory_bar,
     paired_change_plot,
     reward_curve,
@@ -211,19 +210,6 @@ def test_paired_change_finds_its_own_interval():
 
 
 # --- before a run -------------------------------------------------------------------------
-
-
-def test_lora_plot_has_one_line_for_each_number_of_layers():
-    rows = [{"layers": layers, "rank": rank, "lora": 100 * layers * rank}
-            for layers in (1, 2, 6) for rank in (8, 1, 32)]
-    figure = lora_count_plot(rows, chosen=(2, 8))
-    check_readable(figure)
-    ax = figure.axes[0]
-    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()]
-    assert lines[:3] == [([1, 8, 32], [100 * k * r for r in (1, 8, 32)]) for k in (1, 2, 6)]
-    assert lines[3] == ([8], [1600])
-    assert [text.get_text() for text in ax.texts] == ["1 layer", "2 layers", "6 layers"]
-    assert ax.get_legend().get_texts()[0].get_text() == "this run: 1,600"
 
 
 @pytest.mark.parametrize(("limit", "words"), [(4e9, "it fits"), (2e9, "it does not fit")])

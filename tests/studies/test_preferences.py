@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from tiny_runs import letter_reward, policy_with_lora, run_config
 from tiny_studies import VowelJudge, small_plans, write_plan
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.rewards.preferences import Pair, read_pairs
 from rlhf_helpers.runs.files import read_json, read_jsonl
-from rlhf_helpers.studies import preferences, preferences_command, study
+from rlhf_helpers.studies import commands, preferences, study
 from rlhf_helpers.studies.dpo import ResponseTexts, train_dpo
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.studies.preferences import Preferences
@@ -53,7 +53,7 @@ def error_of(tmp_path, rows, **fields):
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path):
     few = {"pairs": 24}
     assert "from 2 to 24" in error_of(tmp_path, [{**PPO, "pairs": 25}], preferences=few)
-    assert "beta of row 'DPO' is 0" in error_of(tmp_path, [{**DPO, "beta": 0}])
+    assert "rows[0].beta is 0" in error_of(tmp_path, [{**DPO, "beta": 0}])
     assert "did you mean the plan.preferences.random_share" in error_of(
         tmp_path, [PPO], preferences={"random_shares": 0.1}
     )
@@ -147,7 +147,7 @@ def test_fluency_is_the_mean_log_probability_under_the_untuned_model(small_world
 
 def invoke(tmp_path, *options):
     found = CliRunner().invoke(
-        preferences_command.preferences,
+        commands.preferences,
         [str(tmp_path / "plan.yml"), "--out", str(tmp_path / "out"), *options],
         catch_exceptions=False,
     )

@@ -11,7 +11,10 @@ from datasets import Dataset
 from tiny_runs import letter_reward, policy_with_lora, run_config
 from tiny_studies import LETTERS, VowelJudge, small_plans, write_plan
 
-from rlhf_helpers.config.trl_config import ConfigError, Profile
+from rlhf_helpers.__main__ import main
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.evaluation.sampling import EvalPrompt, sample_records
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.files import read_json, read_jsonl
@@ -76,11 +79,19 @@ def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path):
     assert "row 'a'" in error_of(tmp_path, [ppo | {"set": {"method.init_kl_coef": -1}}])
     assert "rows" in error_of(tmp_path, [])
     assert "n_prompts" in error_of(tmp_path, [ppo], n_prompt=4)
-    assert "above 1" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
+    assert "from 2 to" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
+
+
+def test_the_command_says_when_no_row_is_chosen(capsys, tmp_path):
+    plan = repo_root() / "figures" / "study" / "frontier.yml"
+    for chosen in (["--only", "no such row"], ["--first", "1", "--only", "no such row"]):
+        assert main(["study", str(plan), "--out", str(tmp_path / "out"), *chosen]) == 2
+        assert "--only is 'no such row': no row of the plan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
-    for path in sorted((study.repo_root() / "figures" / "study").glob("*.yml")):
+    for path in sorted((repo_root() / "figures" / "study").glob("*.yml")):
         plan = load_plan(path)
         folder = path.parent / plan.name
         for file in folder.glob("rows/*.json"):
