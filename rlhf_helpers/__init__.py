@@ -19,9 +19,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "GRPOConfig", "ModelConfig", "OptimizerConfig", "PPOConfig", "RLOOConfig",
             "SchedulerConfig", "TokenizerConfig", "TrainConfig",
         ],
-        "config.trl_config": ["TRLConfig", "default_ppo_config", "load_profile"],
+        "config.profiles": ["load_profile"],
+        "config.trl_config": ["TRLConfig", "default_ppo_config"],
         "models.loading": ["load_policy", "load_trained_policy"],
         "rewards.reward": ["RewardError", "sentiment_reward"],
-        "training.trainer": ["train"],
+        "training.api": ["train"],
     },
 )  # fmt: skip

@@ -12,7 +12,8 @@ How a notebook is made, and what the checks below hold it to (all of FINISHED an
   (WRITTEN); this cell or the next asserts that it agrees with the package's own.
 - Prose, then code, then what was seen. Jargon is explained where it is first used.
 - A prediction is a paragraph that begins with **Predict.**; the code cells up to its folded answer
-  (<details>) have folded outputs: OUTPUT_FOLDED in their metadata. The code stays in sight.
+  (<details>) have folded outputs: OUTPUT_FOLDED in their metadata. What they print begins with
+  the line "Answer:", which JupyterLab leaves in sight. The code is not folded.
 - Whatever runs in seconds runs for real, in reference runs too, with an assertion on its range or
   shape. Cells that sample, score or look at the machine carry nbval-ignore-output; all others are
   compared at every replay.
@@ -46,8 +47,8 @@ NOTEBOOKS = [
 ]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
 # Those that were written by the rules of the docstring above; the others still by older ones.
-FINISHED = NOTEBOOKS[:3]
-EXERCISES = ["02_exercises.ipynb", "03_exercises.ipynb"]
+FINISHED = NOTEBOOKS[:4]
+EXERCISES = ["02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb"]
 MAX_BYTES = 1_000_000
 CELLS = range(20, 61)  # of a notebook that is not FINISHED
 MOST_CELLS = {"04_ppo_run.ipynb": 45}
@@ -58,6 +59,7 @@ WRITTEN = {
     "01_setup.ipynb": {"short_reward"},
     "02_baseline_sampling.ipynb": {"sample"},
     "03_lora_parameter_inspection.ipynb": {"LoRA", "lora_numbers"},
+    "04_ppo_run.ipynb": {"reinforce", "gae", "clipped_loss", "ppo_loss"},
 }
 # Folded for JupyterLab, for Colab and nbformat, and for Jupyter Book.
 OUTPUT_FOLDED = ({"jupyter": {"outputs_hidden": True}, "collapsed": True}, "hide-output")
@@ -65,7 +67,7 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-    r"(?<![.\w])(?:sample|reward_fn|score|try_it|examine|available_bytes)\("
+    r"(?<![.\w])(?:sample|write|assess|three_texts|reward_fn|score|try_it|examine|available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )
 MEDIAN_LINES, LONGEST_CELL = 8, 40
@@ -309,7 +311,11 @@ def check_predictions(notebook: Notebook) -> None:
     for cell in notebook.node.cells:
         if cell.cell_type == "code":
             if waiting and cell.outputs:
-                assert is_folded(cell, OUTPUT_FOLDED), f"In [{cell.execution_count}] tells it"
+                where = f"In [{cell.execution_count}]"
+                assert is_folded(cell, OUTPUT_FOLDED), f"{where} tells it"
+                # JupyterLab shows the first line of a folded text.
+                told = [out.text for out in cell.outputs if out.output_type == "stream"]
+                assert not told or told[0].startswith("Answer:\n"), f"{where} begins with it"
             continue
         if waiting:
             assert "<details><summary>Answer</summary>" in cell.source, "no answer follows"

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.rollout import RolloutStore
-from rlhf_helpers.training.trainer import PPOTrainer, train
+from rlhf_helpers.training.trainer import PPOTrainer
 
 
 def optimizer_steps(root: Path, semantics: str) -> None:

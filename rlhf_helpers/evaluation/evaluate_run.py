@@ -16,13 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.checks import integer
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    load_profile,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.checks import ConfigError, integer
+from rlhf_helpers.config.paths import resolve_run_dir
+from rlhf_helpers.config.profiles import Profile, load_profile
 from rlhf_helpers.progress import printable
 from rlhf_helpers.runs.contents import read_eval_samples
 from rlhf_helpers.runs.files import RunDir, atomic_write_json, atomic_write_text, writing_to
@@ -57,7 +53,7 @@ def evaluate_runs(
 
 def more_prompts(profile: Profile, n: int, per_opening: int, seed: int) -> list:
     """The first n held-out prompts, and the hostile and neutral openings several times each."""
-    from rlhf_helpers.data.assets import heldout_prompts, load_reviews
+    from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
     from rlhf_helpers.rewards.task import prompt_of
 
     from .before_after import HEADLINE_GROUP, HOSTILE_PROMPTS, NEUTRAL_PROMPTS

@@ -28,7 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import ConfigError, repo_root
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.environment import added_environment
 from rlhf_helpers.runs.files import atomic_write_json, read_json
 from rlhf_helpers.runs.manifest import device_report, library_versions

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import atomic_write_json
 from rlhf_helpers.runs.manifest import device_report, library_versions
 

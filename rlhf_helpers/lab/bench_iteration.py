@@ -25,13 +25,15 @@ from transformers import (
     DistilBertConfig,
 )
 
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig, load_profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.data.prompts import Prompt, PromptStream
 from rlhf_helpers.models.loading import load_base, load_tokenizer, make_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_json, read_json
 from rlhf_helpers.training.experience import ExperienceMaker, RewardCaller, timed
-from rlhf_helpers.training.prompts import Prompt, PromptStream
 from rlhf_helpers.training.rollout import Scores
 from rlhf_helpers.training.semantics import semantics_of, sequences_of
 from rlhf_helpers.training.sequences import Sequences
@@ -138,7 +140,7 @@ def _distilbert(case: Case) -> torch.nn.Module:
 
 def _profile_inputs(name: str) -> tuple[Any, list[str]]:
     """The reward function and the prompts of a profile, as notebook 04 takes them."""
-    from rlhf_helpers.data.assets import load_reviews, training_prompts
+    from rlhf_helpers.data.reviews import load_reviews, training_prompts
     from rlhf_helpers.rewards.reward import sentiment_reward
 
     profile = load_profile(name)

@@ -47,7 +47,7 @@ def bench(out, gpu_report, beside_trlx, vary, values, **options) -> None:
 
     Give a profile or a shape. JSON and figures go to --out.
     """
-    from rlhf_helpers.config.trl_config import resolve_run_dir
+    from rlhf_helpers.config.paths import resolve_run_dir
     from rlhf_helpers.runs.files import made_directory, writing_to
 
     if sum(map(bool, (options["profile"], options["shape"], gpu_report))) > 1:
@@ -79,7 +79,7 @@ def _measured(case, folder, gpu_report, beside_trlx, vary, numbers, options) -> 
 
 def case_of(options: Mapping[str, Any]) -> Case:
     """The case that the options describe; ConfigError where they contradict each other."""
-    from rlhf_helpers.config.trl_config import ConfigError
+    from rlhf_helpers.config.checks import ConfigError
 
     names = set(Case.__dataclass_fields__) - {"naive", "memory_of"}
     case = Case(**{name: options[name] for name in names}, naive=options["naive"] != "off")
@@ -95,7 +95,7 @@ def case_of(options: Mapping[str, Any]) -> Case:
 
 
 def _numbers(values: str | None) -> Sequence[int] | None:
-    from rlhf_helpers.config.trl_config import ConfigError
+    from rlhf_helpers.config.checks import ConfigError
 
     try:
         return None if values is None else [int(value) for value in values.split(",")]
@@ -112,7 +112,9 @@ def _numbers(values: str | None) -> Sequence[int] | None:
 def memory(profile, settings, device, table, out) -> None:
     """Predict, and measure, the memory of a run."""
     from rlhf_helpers.config.checks import wrong
-    from rlhf_helpers.config.trl_config import load_profile, parse_overrides, resolve_run_dir
+    from rlhf_helpers.config.files import parse_overrides
+    from rlhf_helpers.config.paths import resolve_run_dir
+    from rlhf_helpers.config.profiles import load_profile
     from rlhf_helpers.runs.files import made_directory, writing_to
 
     from .memory import predict_profile

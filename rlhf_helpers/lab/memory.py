@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from rlhf_helpers.config.trl_config import Profile, TRLConfig
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.models.frozen_head import ROWS_ON_CPU, ROWS_ON_GPU
 
 from .shapes import classifier_parameters, known_shape

@@ -53,7 +53,7 @@ def measure_here(
     """Bytes: `baseline` of this process before loading, `peak` in all and of each of `phases`."""
     import torch
 
-    from rlhf_helpers.training.prompts import Prompt, PromptStream
+    from rlhf_helpers.data.prompts import Prompt, PromptStream
     from rlhf_helpers.training.trainer import PPOTrainer
 
     path = directory / "model"

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    TRLConfig,
-    load_profile,
-    profile_names,
-)
+from rlhf_helpers.config.profiles import load_profile, profile_names
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_text
 

@@ -11,7 +11,7 @@ import click
 @click.option("--steps", type=int, help="Optimizer steps.", show_default="as the shipped model")
 def pretrain(out, seed, steps) -> None:
     """Make the shipped policy tiny-opt-imdb again."""
-    from rlhf_helpers.config.trl_config import resolve_run_dir
+    from rlhf_helpers.config.paths import resolve_run_dir
 
     from .pretrain import PretrainConfig
     from .pretrain import pretrain as make

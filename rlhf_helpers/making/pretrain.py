@@ -22,7 +22,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_helpers.config.checks import integer
 from rlhf_helpers.config.reading import COUNT, NUMBER, read_jsonl, unreadable
-from rlhf_helpers.data.assets import PRETRAIN_BUCKETS, load_reviews
+from rlhf_helpers.data.reviews import PRETRAIN_BUCKETS, load_reviews
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import (
     append_jsonl,

@@ -14,13 +14,12 @@ from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
 from rlhf_helpers.config.reading import COUNT, NUMBER, read_jsonl
-from rlhf_helpers.data.assets import (
+from rlhf_helpers.data.assets import find_asset, write_sums
+from rlhf_helpers.data.reviews import (
     PRETRAIN_BUCKETS,
-    find_asset,
     heldout_prompts,
     load_reviews,
     review_opening,
-    write_sums,
 )
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text

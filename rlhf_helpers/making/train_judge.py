@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_helpers.config.checks import integer
-from rlhf_helpers.data.assets import (
+from rlhf_helpers.data.assets import write_sums
+from rlhf_helpers.data.reviews import (
     HELD_OUT_BUCKET,
     JUDGE_BUCKETS,
     bucket_of,
     load_reviews,
     load_snippets,
-    write_sums,
 )
 from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.judge import JUDGE_DIR, VECTORIZER, JudgeModel

@@ -22,13 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from rlhf_helpers.config.checks import ConfigError, integer, optional
-from rlhf_helpers.data.assets import (
-    HELD_OUT_BUCKET,
-    REWARD_BUCKETS,
-    find_asset,
-    load_reviews,
-    write_sums,
-)
+from rlhf_helpers.data.assets import find_asset, write_sums
+from rlhf_helpers.data.reviews import HELD_OUT_BUCKET, REWARD_BUCKETS, load_reviews
 from rlhf_helpers.models.peft_import import torchao_unseen
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.calibration import reliability

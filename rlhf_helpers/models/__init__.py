@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "policy": ["Policy"],
         "loading": ["load_policy", "load_trained_policy"],
-        "lora": ["count_table", "meta_report"],
+        "lora": ["count_table", "lora_disabled", "meta_report"],
         "lora_targets": ["layer_of"],
         "inspection": ["lora_report"],
     },

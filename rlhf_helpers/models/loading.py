@@ -16,13 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.reading import read_json
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    ModelConfig,
-    TokenizerConfig,
-    TRLConfig,
-)
+from rlhf_helpers.config.sections import ModelConfig, TokenizerConfig
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.data.assets import asset_loaded
 from rlhf_helpers.data.gguf import model_path
 

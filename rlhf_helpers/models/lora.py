@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 
 from .lora_state import (
     LoraSite,
@@ -48,7 +48,7 @@ from .precision import lora_in_float32
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from rlhf_helpers.config.trl_config import ModelConfig
+    from rlhf_helpers.config.sections import ModelConfig
 
 __all__ = [
     "LoraBackendError",

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.reading import NUMBER, read_json
-from rlhf_helpers.config.trl_config import ConfigError
 from rlhf_helpers.runs.tensors import read_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -99,12 +99,17 @@ def _version(weight: Tensor) -> tuple[int, int]:
 # --- in a model --------------------------------------------------------------------------------
 
 
-def pack_frozen(*models: nn.Module) -> int:
-    """Pack what `packable_modules` names, where that pays here; returns how many modules."""
+def pack_frozen(*models: nn.Module, measured: bool = True) -> int:
+    """Pack what `packable_modules` names, where that pays here; returns how many modules.
+
+    Without `measured` a run that goes on is packed as it was before, if this torch can.
+    """
     modules = [m for model in models for m in packable_modules(model) if "packed" not in vars(m)]
     modules = [m for m in modules if m.weight.device.type == "cpu"]
     needed = sum(module.weight.nbytes for module in modules)
-    if not modules or not packing_pays() or needed > psutil.virtual_memory().available / 2:
+    if not modules or not (packing_pays() if measured else _operators_work()):
+        return 0
+    if measured and needed > psutil.virtual_memory().available / 2:
         return 0
     for module in modules:
         module.packed = PackedWeight(module.weight, module.bias, isinstance(module, Conv1D))

@@ -59,7 +59,7 @@ class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
     own_decoding = True  # see decoding.py
-    packs_weights = True  # see packed.py
+    packs_weights: bool | None = None  # None: where a measurement says that it pays (packed.py)
 
     def __init__(
         self,
@@ -93,7 +93,8 @@ class Policy(nn.Module):
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
-        self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.takes_positions = "position_ids" in accepted
+        self.wants_positions = self.takes_positions and base.config.model_type != "opt"
         dropouts = [site.dropout for site in lora_sites(base)]
         self._lora_dropouts = [dropout for dropout in dropouts if dropout is not None]
         self._is_packed = False
@@ -238,9 +239,10 @@ class Policy(nn.Module):
 
     def _pack(self) -> None:
         """Pack the frozen weights before the first pass, when they have arrived on their device."""
-        if not self._is_packed and self.packs_weights:
+        if not self._is_packed and self.packs_weights is not False:
             reference = [] if self._reference_layers is None else [self._reference_layers]
-            pack_frozen(self.base, *reference)
+            packed = pack_frozen(self.base, *reference, measured=self.packs_weights is None)
+            self.packs_weights = packed > 0
         self._is_packed = True
 
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:

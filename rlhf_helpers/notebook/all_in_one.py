@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import ConfigError, resolve_run_dir
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import resolve_run_dir
 from rlhf_helpers.runs.files import RunDir
 from rlhf_helpers.runs.manifest import device_report
 

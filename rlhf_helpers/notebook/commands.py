@@ -33,7 +33,8 @@ def profile_options(command: Callable) -> Callable:
 @click.option("--reference-run", is_flag=True, help="Show the committed results of the profile.")
 def run(profile, seed, overrides, run_dir, notebooks, reference_run) -> None:
     """Run the notebooks, one after another; at the end, the results in brief."""
-    from rlhf_helpers.config.trl_config import parse_overrides, resolve_run_dir
+    from rlhf_helpers.config.files import parse_overrides
+    from rlhf_helpers.config.paths import resolve_run_dir
     from rlhf_helpers.runs.files import RunDir
 
     from .pipeline import run_pipeline
@@ -56,7 +57,8 @@ def run(profile, seed, overrides, run_dir, notebooks, reference_run) -> None:
 @click.option("--run-dir", help="Where results would go.", show_default="runs/<profile>")
 def doctor(profile, seed, overrides, run_dir) -> int:
     """Check this machine and say what to do. Ends with 1 where something has to be mended."""
-    from rlhf_helpers.config.trl_config import load_profile, parse_overrides
+    from rlhf_helpers.config.files import parse_overrides
+    from rlhf_helpers.config.profiles import load_profile
 
     from .doctor import examine, table_text
 
@@ -85,7 +87,7 @@ def notebooks(names) -> None:
 @click.command()
 def badges() -> None:
     """Copy the repository's address from pyproject.toml to where it is shown."""
-    from rlhf_helpers.config.trl_config import clone_root, repo_root
+    from rlhf_helpers.config.paths import clone_root, repo_root
 
     from .badges import rewrite_badges
 
@@ -111,7 +113,7 @@ def keep(run_dir, as_seed) -> None:
 @click.command()
 def figures() -> None:
     """Draw the README's figures and tables, and those of docs/, from the committed runs."""
-    from rlhf_helpers.config.trl_config import clone_root, repo_root
+    from rlhf_helpers.config.paths import clone_root, repo_root
     from rlhf_helpers.show.results_tables import rewrite_tables
     from rlhf_helpers.studies.report import draw_study_figures, rewrite_study_doc
 

@@ -11,12 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    clone_root,
-    load_profile,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import clone_root, resolve_run_dir
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.runs.contents import read_manifest
 from rlhf_helpers.runs.files import KEPT, RunDir, made_directory, refuse_links, remove, writing_to
 
@@ -54,6 +51,8 @@ def _keep(run: RunDir, as_seed: bool, figures: Path) -> Path:
     if not_done:
         raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
     sources += [path for pattern in KEPT_IF_THERE for path in sorted(run.path.glob(pattern))]
+    if run.eval_samples.exists() and not as_seed:
+        sources.append(run.eval_samples)  # the texts on the way, which notebook 04 shows
     profile = load_profile(run.path)
     semantics = profile.config.method.semantics
     as_usual = semantics == load_profile(profile.name).config.method.semantics

@@ -19,13 +19,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    clone_root,
-    repo_root,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import clone_root, repo_root, resolve_run_dir
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.progress import printable
 
 from .colab import installed_version

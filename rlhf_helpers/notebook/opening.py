@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    Profile,
-    check_run_dir,
-    load_profile,
-    repo_root,
-    save_config,
-)
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile, check_run_dir, load_profile, save_config
 from rlhf_helpers.progress import printable
 from rlhf_helpers.runs.beginning import claim
 from rlhf_helpers.runs.files import RunDir, open_run

@@ -18,16 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.checks import Sentence, shown
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    check_run_dir,
-    clone_root,
-    load_profile,
-    resolve_run_dir,
-    save_config,
-)
+from rlhf_helpers.config.checks import ConfigError, Sentence, shown
+from rlhf_helpers.config.paths import clone_root, resolve_run_dir
+from rlhf_helpers.config.profiles import Profile, check_run_dir, load_profile, save_config
 from rlhf_helpers.progress import duration, printable
 from rlhf_helpers.runs.beginning import claim
 from rlhf_helpers.runs.files import RunDir, writing_to

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.config.reading import UnreadableFileError
-from rlhf_helpers.config.trl_config import repo_root
 from rlhf_helpers.progress import duration, printable
 from rlhf_helpers.runs.contents import (
     read_evaluation,
@@ -44,7 +44,7 @@ def before_after_table(run: RunDir, n_prompts: int = 4) -> str:
     """
     if not (run.baseline_samples.exists() and run.after_samples.exists()):
         return ""
-    from rlhf_helpers.data.assets import POST_EVAL_PROMPTS
+    from rlhf_helpers.data.reviews import POST_EVAL_PROMPTS
 
     before, after = (_by_prompt(read_samples(p)) for p in (run.baseline_samples, run.after_samples))
     shared = [prompt for prompt in before if prompt in after]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_helpers.data.assets import HELD_OUT_BUCKET
+from rlhf_helpers.data.reviews import HELD_OUT_BUCKET
 
 from .calibration import reliability
 

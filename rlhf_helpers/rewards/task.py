@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rlhf_helpers.config.trl_config import Profile
-from rlhf_helpers.data.assets import POST_EVAL_PROMPTS, training_prompts
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.data.reviews import POST_EVAL_PROMPTS, training_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset

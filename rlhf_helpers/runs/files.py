@@ -320,7 +320,7 @@ def reference_run_dir(profile: str) -> RunDir:
 
     Raises MissingRunFileError naming the profiles that have one.
     """
-    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.config.paths import repo_root
 
     runs = repo_root() / "figures" / "reference_runs"
     path = runs / (Path(profile).stem or "no name")
@@ -340,7 +340,7 @@ def open_run(profile: str, run_dir: str | Path, reference_run: bool = False) -> 
     """
     if reference_run:
         return _complete(reference_run_dir(profile))
-    from rlhf_helpers.config.trl_config import resolve_run_dir
+    from rlhf_helpers.config.paths import resolve_run_dir
 
     return RunDir(resolve_run_dir(run_dir))
 

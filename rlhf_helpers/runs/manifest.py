@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import Profile, repo_root
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile
 
 from .contents import read_manifest
 from .files import RunDir, atomic_write_json

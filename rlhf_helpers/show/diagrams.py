@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 
 from .plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, WIDTH
 

@@ -66,24 +66,24 @@ def series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
 # --- the course of a run --------------------------------------------------------------------
 
 
-@styled
+@projected
 def training_curves(metrics: Metrics) -> Figure:
     """Reward, KL, both losses, clip fraction and approximate KL against the step."""
-    figure = new_figure(height=6.6)
+    figure = new_figure(height=7.6)
     axes = figure.subplots(3, 2, sharex=True)
     draw_reward(axes[0, 0], metrics)
     draw_kl(axes[0, 1], metrics)
     _draw_noisy(axes[1, 0], metrics, "losses/policy_loss", "Policy loss (clipped)", "loss")
     _draw_noisy(axes[1, 1], metrics, "losses/value_loss", "Value loss", "loss (reward²)")
     _draw_noisy(axes[2, 0], metrics, "policy/clipfrac", "Tokens clipped", "share of tokens")
-    axes[2, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[2, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     _draw_noisy(axes[2, 1], metrics, "policy/approx_kl", "Change by the updates", "KL (nats/token)")
     for ax in axes[2]:
         ax.set_xlabel("optimizer step")
     return figure
 
 
-@styled
+@projected
 def reward_curve(metrics: Metrics) -> Figure:
     """Mean reward of rollouts and of the evaluation prompts against the step."""
     figure = new_figure(height=3.2)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from .plot_style import AFTER, BLUE, GREY, RED, new_figure, projected, styled
+from .plot_style import AFTER, BLUE, GREY, RED, new_figure, projected
 
 
-@styled
+@projected
 def clipping_plot(
     ratios: Sequence[float], objectives: Mapping[int, Sequence[float]], cliprange: float
 ) -> Figure:
@@ -17,13 +17,13 @@ def clipping_plot(
 
     `objectives` maps the advantage (+1 and -1) to the objective at each ratio.
     """
-    figure = new_figure(height=2.9)
+    figure = new_figure(height=3.3)
     axes = figure.subplots(1, 2, sharey=False)
-    words = {1: "Advantage +1: make it likelier", -1: "Advantage -1: make it less likely"}
+    words = {1: "Advantage +1: likelier", -1: "Advantage −1: less likely"}
     for ax, (advantage, values) in zip(axes, sorted(objectives.items(), reverse=True), strict=True):
         ax.axvspan(1 - cliprange, 1 + cliprange, color=GREY, alpha=0.15)
         ax.plot(ratios, [advantage * r for r in ratios], color=GREY, linestyle="--",
-                label="ratio x advantage")
+                label="ratio × advantage")
         ax.plot(ratios, values, color=AFTER if advantage > 0 else RED, label="clipped objective")
         ax.plot(1, advantage, "ko", markersize=5, label="start: ratio 1")
         ax.set(title=words[advantage], xlabel="ratio: new / old probability",

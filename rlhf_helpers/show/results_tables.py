@@ -12,13 +12,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.progress import duration
-from rlhf_helpers.runs.contents import read_evaluation, read_manifest
+from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samples
 from rlhf_helpers.runs.files import atomic_write_text
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
+PAIRS = re.compile(r"<!-- pairs -->.*?<!-- /pairs -->", re.DOTALL)
 SUPPORT = re.compile(r"<!-- support -->.*?<!-- /support -->", re.DOTALL)
 COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
 
@@ -44,9 +45,8 @@ def results_table(profile: str = "cpu") -> str:
     runs = [read_evaluation(path / "evaluation.json") for path in finished_runs(profile)]
     lines = [
         "<!-- results -->",
-        "| seed | reward before | after | difference (95 % interval) | continuation alone "
-        "| judge | KL, nats per sample | distinct-2 | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| seed | reward | gain, 95 % interval | judge | verdict |",
+        "|---|---|---|---|---|",
         *(_row(str(e["seed"]), e) for e in runs),
     ]
     if len(runs) > 1:
@@ -106,16 +106,30 @@ def _row(name: str, e: dict[str, Any]) -> str:
     d = e["paired_difference"]
     cells = [
         name,
-        f"{e['reward_before']:.3f}",
-        f"**{e['reward_after']:.3f}**",
-        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})",
-        f"{e['reward_continuation_before']:.3f} → {e['reward_continuation_after']:.3f}",
+        f"{e['reward_before']:.3f} → **{e['reward_after']:.3f}**",
+        f"{d['low']:+.3f} to {d['high']:+.3f}",
         f"{e['judge_before']:.3f} → {e['judge_after']:.3f}",
-        f"{e['kl_per_sequence']:.1f}",
-        f"{e['distinct_2_before']:.2f} → {e['distinct_2_after']:.2f}",
         e["verdict"].replace("_", " "),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def pairs_table(profile: str = "smollm2", n: int = 3) -> str:
+    """Markdown: the first n held-out prompts of a committed run, before and after, none picked."""
+    run = repo_root() / "figures" / "reference_runs" / profile
+    both = [read_samples(run / name) for name in ("baseline_samples.jsonl", "after_samples.jsonl")]
+    before, after = ([s for s in samples if s["group"] == "heldout"] for samples in both)
+    lines = ["<!-- pairs -->", "| prompt | before | after |", "|---|---|---|"]
+    for one, other in list(zip(before, after, strict=True))[:n]:
+        cells = [f"**{_in_a_cell(one['prompt'])}** …"]
+        cells += [f"{_in_a_cell(s['output'])} *({s['reward']:.2f})*" for s in (one, other)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "<!-- /pairs -->"])
+
+
+def _in_a_cell(text: str) -> str:
+    """A text on one line, with nothing in it that Markdown would read as its own."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))
 
 
 def costs_table(profile: str = "cpu") -> str:
@@ -171,6 +185,7 @@ def rewrite_tables(path: Path) -> bool:
     """Bring the tables of README or a page of docs/ up to date; whether anything changed."""
     before = path.read_text(encoding="utf-8")
     after = BLOCK.sub(lambda _: results_table(), before)
+    after = PAIRS.sub(lambda _: pairs_table(), after)
     after = COSTS.sub(lambda _: costs_table(), after)
     after = SUPPORT.sub(lambda _: support_table(), after)
     after = SEMANTICS.sub(lambda _: semantics_table(), after)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.config.reading import LIST, NUMBER, TEXT, read_jsonl
-from rlhf_helpers.config.trl_config import Profile
-from rlhf_helpers.data.assets import REWARD_BUCKETS, load_reviews
+from rlhf_helpers.data.reviews import REWARD_BUCKETS, load_reviews
 from rlhf_helpers.evaluation.sampling import (
     EvalPrompt,
     Sample,

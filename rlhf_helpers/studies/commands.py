@@ -18,7 +18,7 @@ def study(plan, out, only, first) -> None:
     A study that was stopped goes on where it was. Its table is up to date after every row.
     """
     from rlhf_helpers.config.checks import integer, optional, wrong
-    from rlhf_helpers.config.trl_config import repo_root, resolve_run_dir
+    from rlhf_helpers.config.paths import repo_root, resolve_run_dir
     from rlhf_helpers.progress import printable
 
     from .plan import load_plan

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.checks import (
+    ConfigError,
     closest,
     entries,
     file_name,
@@ -38,7 +39,7 @@ from rlhf_helpers.config.checks import (
     wrong,
 )
 from rlhf_helpers.config.files import read_yaml
-from rlhf_helpers.config.trl_config import ConfigError, Profile, load_profile
+from rlhf_helpers.config.profiles import Profile, load_profile
 
 # Settings that make a kind of training what it is.
 TRAINED_KINDS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.config.reading import read_text
-from rlhf_helpers.config.trl_config import repo_root
 from rlhf_helpers.evaluation.evaluate_run import evaluation_path
 from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_metrics
 from rlhf_helpers.runs.files import atomic_write_text, reference_run_dir

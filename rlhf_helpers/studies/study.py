@@ -23,8 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import resolve_run_dir
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.config.reading import NUMBER, read_json, unreadable
-from rlhf_helpers.config.trl_config import ConfigError, Profile, resolve_run_dir
 from rlhf_helpers.evaluation.before_after import summarise_pair
 from rlhf_helpers.evaluation.verdict import verdict
 from rlhf_helpers.progress import duration, printable
@@ -142,7 +144,7 @@ class Bench:
 
     def __init__(self, plan: Plan):
         """Load data, reward model and judge once."""
-        from rlhf_helpers.data.assets import heldout_prompts, load_reviews
+        from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
         from rlhf_helpers.evaluation.sampling import EvalPrompt
         from rlhf_helpers.rewards.judge import judge_by_name
         from rlhf_helpers.rewards.task import prompt_of, task_prompts, task_reward
@@ -231,7 +233,7 @@ class Bench:
         return self._sampled(policy, row, settings), {}
 
     def _trained(self, row: Row, settings: Profile):
-        from rlhf_helpers.training.trainer import train
+        from rlhf_helpers.training.api import train
 
         trainer = train(
             reward_fn=self.reward_fn,

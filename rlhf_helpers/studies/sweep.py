@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_helpers.config.checks import (
+    ConfigError,
     closest,
     file_name,
     integer,
@@ -28,7 +29,6 @@ from rlhf_helpers.config.checks import (
 from rlhf_helpers.config.files import read_yaml
 from rlhf_helpers.config.reading import read_text
 from rlhf_helpers.config.sections import setting_names
-from rlhf_helpers.config.trl_config import ConfigError
 from rlhf_helpers.runs.files import atomic_write_text, made_directory
 from rlhf_helpers.training.log import SWEEP_TRIAL
 

@@ -17,14 +17,15 @@ from rlhf_helpers.algorithms.critic_free import (
     leave_one_out_advantages,
 )
 from rlhf_helpers.algorithms.ppo import RunningMoments
-from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.data.prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.rewards.calling import tokenizer_keyword
 from rlhf_helpers.rewards.reward import call_reward_fn, check_rewards
 
 from .processes import Processes
-from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from .random_states import undone_on_failure
 from .rollout import ChunkStatistics, RolloutStore, Scores, build_rollouts, total
 from .semantics import semantics_of, sequences_of

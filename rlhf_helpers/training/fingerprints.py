@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from rlhf_helpers.config.checks import ConfigError, ConfigWarning
-
-from .prompts import Prompt
+from rlhf_helpers.data.prompts import Prompt
 
 SAMPLED = 256  # numbers of each tensor: training, of any kind, changes all of them
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_helpers.data.prompts import Prompt, metadata_of, pad_prompts
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.rewards.calling import call_metric_fn
 
 from .experience import RewardCaller
-from .prompts import Prompt, metadata_of, pad_prompts
 from .sequences import decode
 
 

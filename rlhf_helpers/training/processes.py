@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 
 
 def local_device() -> torch.device:

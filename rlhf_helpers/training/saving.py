@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.checks import shown
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig
+from rlhf_helpers.config.checks import ConfigError, shown
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.progress import printable
 from rlhf_helpers.runs.beginning import begin, has_checkpoint
 from rlhf_helpers.runs.checkpoint import (

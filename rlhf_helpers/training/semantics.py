@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.ppo import kl_k3, kl_trlx
-from rlhf_helpers.config.trl_config import PPOConfig, warn_of_truncation
+from rlhf_helpers.config.sections import PPOConfig
+from rlhf_helpers.config.trl_config import warn_of_truncation
 from rlhf_helpers.models.policy import Policy
 
 from .sequences import Sequences, response_lengths, tokenised_again

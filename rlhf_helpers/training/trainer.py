@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,19 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from rlhf_helpers.algorithms.ppo import kl_controller
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    ConfigWarning,
-    TRLConfig,
-    default_ppo_config,
-    optimizer_class_path,
-    scheduler_class_path,
-    validate_config,
+from rlhf_helpers.config.checks import ConfigWarning
+from rlhf_helpers.config.kwargs import optimizer_class_path, scheduler_class_path
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.data.prompts import (
+    PromptStream,
+    check_fits_model,
+    tokenize_prompts,
 )
 from rlhf_helpers.environment import advice_about_threads
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
-from rlhf_helpers.rewards.calling import UserFunctionError, check_function
+from rlhf_helpers.rewards.calling import UserFunctionError
 from rlhf_helpers.rewards.reward import RewardError
 from rlhf_helpers.runs.files import made_directory, refuse_links, writing_to
 from rlhf_helpers.runs.lock import only_run_in
@@ -43,81 +42,13 @@ from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .log import TrainingLog
 from .processes import Processes, local_device
-from .prompts import (
-    PromptStream,
-    check_fits_model,
-    check_prompts,
-    check_stop_sequences,
-    tokenize_prompts,
-)
 from .random_states import undone_on_failure
 from .rollout import Minibatch, RolloutStore
 from .saving import Saving
 from .semantics import semantics_of
 from .state import kept_weights
-from .trlx_engine import train_with_trlx
 from .update import built, method_loss
 from .watchdog import Watchdog, gradient_norm, no_numbers_said, undo_update
-
-
-def train(
-    model_path: str | None = None,
-    reward_fn: Callable[..., list[float]] | None = None,
-    dataset: Iterable[tuple[str, float]] | None = None,
-    samples: list[str] | None = None,
-    rewards: list[float] | None = None,
-    prompts: list[str] | None = None,
-    eval_prompts: list[str] | None = None,
-    metric_fn: Callable[..., dict[str, list[float]]] | None = None,
-    config: TRLConfig | None = None,
-    stop_sequences: list[str] | None = [],  # noqa: B006  (trlX's default; never changed)
-    callback: Callable[[dict[str, float]], None] | None = None,
-    engine: str | None = None,
-) -> PPOTrainer:
-    """Tune a causal language model with PPO against a plain Python reward function.
-
-    The arguments are those of trlX v0.6.0, plus `callback`, which gets every line of metrics, and
-    `engine`: "trlx" hands the call to the real trlX, where that can be imported.
-    `reward_fn(samples, prompts, outputs, **metadata)` returns one number a sample (or a list of
-    numbers, one a token). Prompts are texts, or dicts with a "prompt" and metadata. Everything is
-    written under `config.train.checkpoint_dir`; a run that was interrupted goes on from there.
-
-    Raises ConfigError on a bad configuration or where another run has the directory, RewardError
-    on a bad reward, WatchdogError when the numbers of a run go wrong (train.watchdog) and
-    CannotWriteError when the disk is full. What was reached until then is kept in each case.
-    """
-    if engine is not None:
-        if engine != "trlx" or callback is not None:
-            raise ConfigError(
-                f"engine is {engine!r}: give 'trlx', without callback, for the real trlX, or leave "
-                "it out."
-            )
-        return train_with_trlx(
-            config, model_path=model_path, reward_fn=reward_fn, dataset=dataset, samples=samples,
-            rewards=rewards, prompts=prompts, eval_prompts=eval_prompts, metric_fn=metric_fn,
-            stop_sequences=stop_sequences,
-        )  # fmt: skip
-    if dataset is not None or samples is not None or rewards is not None:
-        raise ConfigError(
-            "train() tunes online with reward_fn only: dataset, samples and rewards belong to "
-            "trlX's offline methods (ILQL, SFT), which this project does not have."
-        )
-    check_function("reward_fn", reward_fn, needed=True)
-    check_function("metric_fn", metric_fn)
-    check_function("callback", callback)
-    stop_sequences = check_stop_sequences(stop_sequences)
-    config = config or default_ppo_config()
-    if model_path is not None:
-        config = TRLConfig.update(config.to_dict(), {"model.model_path": model_path})
-    validate_config(config)
-    prompts = check_prompts("prompts", prompts)
-    if eval_prompts is None:
-        eval_prompts = prompts[: config.train.batch_size]
-    eval_prompts = check_prompts("eval_prompts", eval_prompts)
-    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences, callback)
-    trainer.add_prompts(prompts, eval_prompts)
-    trainer.learn()
-    return trainer
 
 
 class PPOTrainer:

@@ -12,7 +12,8 @@ from rlhf_helpers.algorithms.critic_free import (
     leave_one_out_advantages,
     rloo_loss,
 )
-from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.runs.files import read_jsonl
 
 # Two epochs: so many optimizer steps do the runs below have an iteration.
@@ -181,7 +182,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, name):
     settings = GROUP | {"method__name": name, "train__checkpoint_interval": 3}
     tiny_train(tmp_path / "whole", **settings)
 
-    class Stop(Exception):
+    class Stop(BaseException):  # like a kill: nothing catches it
         pass
 
     def stop(record):

@@ -19,10 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_helpers.config import sections as config_sections
-from rlhf_helpers.config.kwargs import OPTIMIZERS, SCHEDULERS
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    ConfigWarning,
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning
+from rlhf_helpers.config.files import parse_overrides
+from rlhf_helpers.config.kwargs import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    optimizer_class_path,
+    scheduler_class_path,
+)
+from rlhf_helpers.config.paths import repo_root, resolve_run_dir
+from rlhf_helpers.config.profiles import check_run_dir, load_profile, profile_names, save_config
+from rlhf_helpers.config.sections import (
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
@@ -30,21 +37,10 @@ from rlhf_helpers.config.trl_config import (
     SchedulerConfig,
     TokenizerConfig,
     TrainConfig,
-    TRLConfig,
-    check_run_dir,
-    default_ppo_config,
     get_method,
-    load_profile,
-    optimizer_class_path,
-    parse_overrides,
-    profile_names,
     register_method,
-    repo_root,
-    resolve_run_dir,
-    save_config,
-    scheduler_class_path,
-    validate_config,
 )
+from rlhf_helpers.config.trl_config import TRLConfig, default_ppo_config, validate_config
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 ADDED = {

@@ -11,7 +11,7 @@ from tiny_runs import one_by_one
 
 import rlhf_helpers.lab.bench as bench_module
 from rlhf_helpers.__main__ import main
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.lab import bench_iteration
 from rlhf_helpers.lab.bench import command_of, exponents
 from rlhf_helpers.lab.bench_case import VARIED, Case

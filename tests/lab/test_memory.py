@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_helpers.config.trl_config import load_profile, repo_root
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.lab import memory, memory_table
 from rlhf_helpers.lab.memory import advice, largest_part, predict, predict_profile, with_libraries
 from rlhf_helpers.lab.memory_measured import measure

@@ -23,7 +23,8 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
-from rlhf_helpers.config.trl_config import ConfigError, ModelConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import ModelConfig
 from rlhf_helpers.models import opendelta_import
 from rlhf_helpers.models.lora import (
     LoraBackendError,

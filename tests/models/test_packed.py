@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import rlhf_helpers.models.packed as packed_module
+from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.lab.naive import NaivePolicy
 from rlhf_helpers.models.frozen_head import frozen_head_logprobs, is_frozen_linear
 from rlhf_helpers.models.packed import (
@@ -22,7 +23,6 @@ from rlhf_helpers.models.packed import (
     packing_pays,
     plain_products,
 )
-from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
 
 pytestmark = pytest.mark.skipif(
     not packed_module._operators_work(), reason="this torch has no packed products"
@@ -214,3 +214,19 @@ def test_the_benchmarks_slow_half_multiplies_plainly(tmp_path, small_too, monkey
     naive.score(ids, mask)
     naive(ids, mask, 0, 3, None)[0].sum().backward()
     naive.generate(ids, mask, max_new_tokens=2)
+
+
+def test_a_run_that_goes_on_is_packed_as_it_was(tmp_path, monkeypatch):
+    """Whatever a second measurement would say."""
+    from tiny_runs import tiny_train
+
+    monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")
+    monkeypatch.setattr(packed_module, "SMALLEST", 1)
+    for first, later in (("1", "0"), ("0", "1")):
+        root = tmp_path / first
+        monkeypatch.setenv("RLHF_PACKED", first)
+        before = tiny_train(root, train__total_steps=2)
+        monkeypatch.setenv("RLHF_PACKED", later)
+        after = tiny_train(root, train__total_steps=4)
+        assert before.policy.packs_weights == after.policy.packs_weights == (first == "1")
+        assert after.step == 4

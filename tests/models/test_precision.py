@@ -17,11 +17,12 @@ from tiny_runs import (
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_helpers.config.trl_config import ModelConfig, default_ppo_config
+from rlhf_helpers.config.sections import ModelConfig
+from rlhf_helpers.config.trl_config import default_ppo_config
 from rlhf_helpers.models.loading import load_base, load_policy, load_trained_policy
 from rlhf_helpers.models.lora_state import lora_sites
 from rlhf_helpers.models.precision import default_dtype
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 FAMILIES = ["opt", "llama", "gpt2", "gpt_neox", "bloom"]
 PEFT = {"model__delta_kwargs": None, "model__peft_config": {"peft_type": "LORA", "r": 4}}
@@ -192,7 +193,7 @@ def test_layers_that_learnt_are_saved_and_loaded_in_full(tmp_path):
 
 
 def test_a_run_in_half_precision_resumes_as_if_nothing_had_happened(tmp_path):
-    class Stop(Exception):
+    class Stop(BaseException):  # like a kill: nothing catches it
         pass
 
     def stop(line):

@@ -7,7 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_helpers.config.trl_config import ConfigError, load_profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.notebook import all_in_one
 from rlhf_helpers.notebook.badges import (
     bootstrap_source,

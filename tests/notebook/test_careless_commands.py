@@ -12,8 +12,10 @@ from tiny_notebooks import write_notebook
 from touched import everything_in, make_outside
 
 from rlhf_helpers.__main__ import main
-from rlhf_helpers.config.trl_config import ConfigError, repo_root
-from rlhf_helpers.data.assets import AssetError, find_asset, load_reviews
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.data.assets import AssetError, find_asset
+from rlhf_helpers.data.reviews import load_reviews
 from rlhf_helpers.notebook import pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,7 +224,7 @@ def test_what_pip_installs_works_without_a_clone_or_says_that_it_needs_one(tmp_p
 
 
 def test_the_clone_that_is_missing_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("rlhf_helpers.config.trl_config.repo_root", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_helpers.config.paths.repo_root", lambda: tmp_path)
     for words in (["run"], ["badges"], ["figures"], ["notebooks"]):
         assert "needs a clone of the repository" in said(capsys, *words)
     assert not list(tmp_path.iterdir())

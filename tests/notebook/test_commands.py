@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rlhf_helpers.__main__ import COMMANDS, EXIT_CODES, cli, main
-from rlhf_helpers.config.trl_config import ConfigError, load_profile, save_config
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile, save_config
 from rlhf_helpers.notebook import colab, doctor
 from rlhf_helpers.notebook.committed_runs import keep_run
 from rlhf_helpers.notebook.doctor import FAIL, OK, WARN, Finding, table_text
@@ -336,12 +337,13 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
         (folder / "file").write_text("x")
     for name in ("tokenizer.json", "tokenizer_config.json", "value_head.safetensors"):
         (finished.policy / name).write_text("x")
+    finished.eval_samples.write_text('{"step": 0}\n')
     kept = keep_run(finished.path, figures=tmp_path / "figures")
     assert kept == tmp_path / "figures" / "reference_runs" / "smoke"
     assert sorted(path.name for path in kept.iterdir()) == [
-        "after_samples.jsonl", "baseline_samples.jsonl", "config.yml", "evaluation.json",
-        "lora_report.json", "manifest.json", "metrics.jsonl", "policy", "reward_check.jsonl",
-        "setup.json",
+        "after_samples.jsonl", "baseline_samples.jsonl", "config.yml", "eval_samples.jsonl",
+        "evaluation.json", "lora_report.json", "manifest.json", "metrics.jsonl", "policy",
+        "reward_check.jsonl", "setup.json",
     ]  # fmt: skip
     assert [path.name for path in (kept / "policy").iterdir()] == ["file"]
     (kept / "stale").touch()
@@ -349,7 +351,7 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
     assert not (kept / "stale").exists()
     seed = keep_run(finished.path, as_seed=True, figures=tmp_path / "figures")
     assert seed.name == "smoke-5"
-    assert not (seed / "policy").exists()
+    assert not (seed / "policy").exists() and not (seed / "eval_samples.jsonl").exists()
 
 
 def test_a_run_that_is_unfinished_failed_or_too_large_is_not_kept(finished, tmp_path):

@@ -7,7 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from rlhf_helpers.config.trl_config import ConfigError, load_profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.notebook import costs as notebook_costs
 from rlhf_helpers.notebook.fields import try_it
 from rlhf_helpers.notebook.opening import start
@@ -132,7 +133,7 @@ def test_reliability_by_hand():
 
 
 def test_costs_come_from_the_reference_run_and_nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_helpers.config.trl_config.repo_root", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_helpers.config.paths.repo_root", lambda: tmp_path)
     manifest = tmp_path / "figures" / "reference_runs" / "cpu" / "manifest.json"
     rows = [
         {"name": "04_ppo_run", "seconds": 245, "peak_rss_bytes": 1.26e9, "status": "executed"},
@@ -158,7 +159,7 @@ def test_costs_come_from_the_reference_run_and_nowhere_else(tmp_path, monkeypatc
 def test_the_clipping_plot_has_one_labelled_panel_for_each_sign():
     figure = clipping_plot([0.5, 1.0, 1.5], {1: [0.5, 1.0, 1.2], -1: [-0.8, -1.0, -1.5]}, 0.2)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [title.split(":")[0] for title in titles] == ["Advantage +1", "Advantage -1"]
+    assert [title.split(":")[0] for title in titles] == ["Advantage +1", "Advantage −1"]
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
 
 

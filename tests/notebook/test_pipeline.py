@@ -14,7 +14,9 @@ import psutil
 import pytest
 from tiny_notebooks import write_notebook
 
-from rlhf_helpers.config.trl_config import ConfigError, load_profile, repo_root
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.environment import added_environment
 from rlhf_helpers.notebook import pipeline
 from rlhf_helpers.notebook.pipeline import PipelineError, notebook_paths, run_pipeline
@@ -284,13 +286,15 @@ REFERENCE_RUNS = sorted((repo_root() / "figures" / "reference_runs").iterdir())
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", REFERENCE_RUNS, ids=lambda path: path.name)
 def test_every_notebook_opens_complete_with_every_reference_run(reference, tmp_path):
-    """In seconds, and without the model that the run tuned."""
+    """Without the model that the run tuned; in seconds but for 04, whose own loop learns live."""
     command = [sys.executable, "-m", "rlhf_helpers", "run", "--reference-run"]
     command += ["--profile", reference.name, "--run-dir", str(tmp_path / "shown")]
     done = subprocess.run(command, cwd=repo_root(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_json(RunDir(tmp_path / "shown").manifest)["notebooks"]
     assert [row["status"] for row in rows] == ["executed"] * 5
-    assert max(row["seconds"] for row in rows) < 120  # some 20 on an idle machine
+    seconds = {row["name"]: row["seconds"] for row in rows}
+    assert seconds.pop("04_ppo_run") < 600  # about 60 on an idle machine
+    assert max(seconds.values()) < 120  # some 20 on an idle machine
     shown = nbformat.read(tmp_path / "shown" / "notebooks" / "04_ppo_run.ipynb", as_version=4)
     assert sum("image/png" in str(cell.get("outputs", "")) for cell in shown.cells) >= 2

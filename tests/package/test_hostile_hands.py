@@ -11,7 +11,9 @@ from touched import everything_in
 
 from rlhf_helpers.config.checks import ConfigError, has_too_many_entries, shown
 from rlhf_helpers.config.files import parse_yaml
-from rlhf_helpers.config.trl_config import TRLConfig, load_profile, repo_root
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.notebook.committed_runs import keep_run
 from rlhf_helpers.notebook.opening import start
 from rlhf_helpers.notebook.summary import run_summary
@@ -27,7 +29,7 @@ from rlhf_helpers.runs.files import (
     written_together,
 )
 from rlhf_helpers.studies.plan import load_plan
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 REFERENCE = repo_root() / "figures" / "reference_runs" / "cpu"
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -21,7 +21,8 @@ from tiny_runs import tiny_train
 from touched import DAMAGES, everything_in, make_outside
 
 from rlhf_helpers.config.checks import Sentence
-from rlhf_helpers.config.trl_config import check_run_dir, load_profile, repo_root, save_config
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import check_run_dir, load_profile, save_config
 from rlhf_helpers.evaluation.evaluate_run import evaluation_path, write_judge_course
 from rlhf_helpers.models.loading import load_trained_policy
 from rlhf_helpers.notebook.committed_runs import keep_run

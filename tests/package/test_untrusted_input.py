@@ -14,7 +14,7 @@ import torch
 from tiny_runs import model_dir, run_config
 
 import rlhf_helpers
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.checkpoint import HASHES, STATE, load_newest, save_checkpoint
 

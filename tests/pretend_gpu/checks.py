@@ -26,7 +26,7 @@ from pretend_gpu import DeviceMismatch, counts, kernel_counts, runs  # noqa: E40
 from rlhf_helpers.models.loading import load_trained_policy  # noqa: E402
 from rlhf_helpers.models.policy import Policy  # noqa: E402
 from rlhf_helpers.training import processes  # noqa: E402
-from rlhf_helpers.training.trainer import train  # noqa: E402
+from rlhf_helpers.training.api import train  # noqa: E402
 from rlhf_helpers.training.watchdog import WatchdogError  # noqa: E402
 
 
@@ -75,7 +75,10 @@ def a_short_program_is_counted_as_by_hand(_root: Path) -> None:
 
 
 def the_numbers_are_those_of_a_cpu(root: Path) -> None:
-    policy = policy_with_lora(root)
+    policy = policy_with_lora(root, family="llama")
+    # A buffer that transformers makes on the meta device first: 10000 ** (-2 i / 8).
+    frequencies = policy.base.model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, torch.tensor([1.0, 0.1, 0.01, 0.001]))
     ids = torch.randint(10, 99, (3, 9), generator=torch.Generator().manual_seed(1))
     scored, gradients = [], []
     for device in ("cpu", "cuda"):

@@ -6,6 +6,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _foreach_supported_types as optimizers_types
+from torch.utils._device import _device_constructors
 from torch.utils._foreach_utils import _foreach_supported_types as norms_types
 
 from .tensors import (
@@ -31,6 +32,7 @@ def switch_on() -> None:
     _answer_for_cuda()
     # Module.to replaces what a parameter holds, so that tied weights stay tied.
     torch.__future__.set_swap_module_params_on_conversion(True)
+    _device_constructors()  # `with torch.device(...)` remembers torch's own functions from now on
     torch.tensor, torch.as_tensor = map(_made_on_host_first, (torch.tensor, torch.as_tensor))
     Tensor.tolist = _tolist(Tensor.tolist)
     Tensor.__getitem__, Tensor.__setitem__ = map(

@@ -21,7 +21,8 @@ import tiny_runs  # noqa: E402
 import torch  # noqa: E402
 
 from pretend_gpu import counts  # noqa: E402
-from rlhf_helpers.training.trainer import PPOTrainer, train  # noqa: E402
+from rlhf_helpers.training.api import train  # noqa: E402
+from rlhf_helpers.training.trainer import PPOTrainer  # noqa: E402
 
 LAYERS = 24
 

@@ -22,7 +22,7 @@ from tiny_runs import PROMPTS, letter_reward, run_config  # noqa: E402
 from pretend_gpu import counts  # noqa: E402
 from rlhf_helpers.evaluation.sampling import EvalPrompt, divergence, sample  # noqa: E402
 from rlhf_helpers.models.loading import load_trained_policy  # noqa: E402
-from rlhf_helpers.training.trainer import train  # noqa: E402
+from rlhf_helpers.training.api import train  # noqa: E402
 
 NO_LORA = {"model__delta_kwargs": None}
 PEFT = {"model__delta_kwargs": None, "model__peft_config": {"peft_type": "LORA", "r": 4}}

@@ -58,6 +58,9 @@ class GpuTensor(Tensor):
         wrapper.values_on_host = values
         return wrapper
 
+    # Functions of torch go on to their operations at once; those come to __torch_dispatch__.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
     def __repr__(self) -> str:
         return f"GpuTensor({tuple(self.shape)}, {self.dtype})"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.lock import only_run_in
 
 REPOSITORY = Path(__file__).parents[2]

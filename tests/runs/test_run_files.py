@@ -112,7 +112,7 @@ def test_a_missing_input_names_the_notebook_that_makes_it(tmp_path, name, notebo
 
 
 def test_a_relative_run_directory_lies_in_the_repository(tmp_path, monkeypatch):
-    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.config.paths import repo_root
 
     monkeypatch.chdir(tmp_path)
     run = open_run("cpu", "runs/test-of-open-run")
@@ -132,7 +132,7 @@ def test_a_profile_without_reference_run_says_so():
 
 
 def test_a_reference_run_that_is_not_complete_says_what_it_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_helpers.config.trl_config.repo_root", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_helpers.config.paths.repo_root", lambda: tmp_path)
     folder = tmp_path / "figures" / "reference_runs" / "half"
     (folder / "policy").mkdir(parents=True)
     for name in ("config.yml", "manifest.json", "setup.json", "metrics.jsonl", "evaluation.json"):

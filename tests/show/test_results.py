@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.show import results_tables as results
 from rlhf_helpers.show import study_figures
 from rlhf_helpers.studies import report as study_report
@@ -17,7 +17,12 @@ README = (repo_root() / "README.md").read_text(encoding="utf-8")
 def test_readme_tables_are_those_of_the_committed_runs():
     assert results.results_table() in README
     assert results.costs_table() in README
+    assert results.pairs_table() in README
     assert results.support_table() in README
+
+
+def test_a_text_in_a_table_stays_in_its_cell():
+    assert results._in_a_cell("a | b\n*c* _d_ <e>") == r"a \| b \*c\* \_d\_ \<e\>"
 
 
 def test_the_table_of_machines_counts_what_the_twin_wrote(tmp_path, monkeypatch):
@@ -53,7 +58,7 @@ def test_every_seed_reaches_what_the_readme_promises():
 def test_rewards_in_the_table_are_the_means_of_the_committed_samples():
     folder = repo_root() / "figures" / "reference_runs" / "cpu"
     seed = json.loads((folder / "evaluation.json").read_text())["seed"]
-    row = re.search(rf"^\| {seed} \| ([\d.]+) \| \*\*([\d.]+)\*\*", README, re.MULTILINE)
+    row = re.search(rf"^\| {seed} \| ([\d.]+) → \*\*([\d.]+)\*\*", README, re.MULTILINE)
     for shown, name in zip(row.groups(), ("baseline", "after"), strict=True):
         lines = (folder / f"{name}_samples.jsonl").read_text().splitlines()
         rewards = [s["reward"] for s in map(json.loads, lines) if s["group"] == "heldout"]
@@ -97,7 +102,7 @@ def test_what_notebook_04_says_of_the_two_semantics_holds():
 
 
 def test_runs_compared_differ_in_semantics_alone():
-    from rlhf_helpers.config.trl_config import load_profile
+    from rlhf_helpers.config.profiles import load_profile
 
     for path in results.corrected_runs("cpu"):
         profile = load_profile(path)

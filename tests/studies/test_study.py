@@ -11,7 +11,9 @@ from datasets import Dataset
 from tiny_runs import letter_reward, model_dir, policy_with_lora, run_config
 
 from rlhf_helpers.__main__ import main
-from rlhf_helpers.config.trl_config import ConfigError, Profile, repo_root
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.evaluation.sampling import EvalPrompt, sample_records
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.files import read_json, read_jsonl
@@ -122,7 +124,7 @@ def small_world(tmp_path, monkeypatch):
         "text": texts, "label": [i % 2 for i in range(len(texts))],
         "bucket": [i % 10 for i in range(len(texts))],
     })  # fmt: skip
-    monkeypatch.setattr("rlhf_helpers.data.assets.load_reviews", lambda name: reviews)
+    monkeypatch.setattr("rlhf_helpers.data.reviews.load_reviews", lambda name: reviews)
     monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
     monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: VowelJudge())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import read_jsonl
 from rlhf_helpers.studies import sweep
 from rlhf_helpers.training import log

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tiny_runs import PROMPTS, letter_reward, run_config
 
 from rlhf_helpers.__main__ import main
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.kwargs import (
     DELTA_CHECKS,
     GENERATION_CHECKS,
@@ -27,11 +28,11 @@ from rlhf_helpers.config.kwargs import (
     WATCHDOG_CHECKS,
 )
 from rlhf_helpers.config.sections import METHODS, SECTIONS
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.data.assets import AssetError
 from rlhf_helpers.notebook import pipeline
 from rlhf_helpers.rewards.reward import RewardError
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.watchdog import WatchdogError
 
 REFUSALS = (ConfigError, AssetError, RewardError, WatchdogError)  # each one sentence

@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.models.loading import load_trained_policy
 from rlhf_helpers.runs import checkpoint
 from rlhf_helpers.runs.checkpoint import best_checkpoint, load_newest, save_checkpoint
 from rlhf_helpers.runs.files import CannotWriteError, read_jsonl, writing_to, written_together
 from rlhf_helpers.runs.lock import only_run_in
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.saving import CHECKPOINT_COST, CHECKPOINT_SECONDS, Saving
-from rlhf_helpers.training.trainer import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, assert_same_run, letter_reward, model_dir, run_config
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import read_jsonl
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.processes import Processes
-from rlhf_helpers.training.trainer import PPOTrainer, train
+from rlhf_helpers.training.trainer import PPOTrainer
 
 SCRIPT = Path(__file__).parents[1] / "several_processes.py"
 

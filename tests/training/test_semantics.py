@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.algorithms.ppo import kl_controller
-from rlhf_helpers.config.trl_config import ConfigWarning
+from rlhf_helpers.config.checks import ConfigWarning
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.lora import lora_disabled
 from rlhf_helpers.training import semantics as semantics_page

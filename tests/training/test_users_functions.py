@@ -26,16 +26,17 @@ from tiny_runs import (
     weights,
 )
 
-from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning, validate_config
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning
+from rlhf_helpers.config.trl_config import validate_config
+from rlhf_helpers.data.prompts import check_prompts, check_stop_sequences
 from rlhf_helpers.models.loading import load_trained_policy
 from rlhf_helpers.rewards.calling import UserFunctionError, call_metric_fn
 from rlhf_helpers.rewards.reward import RewardError, call_reward_fn, check_rewards
 from rlhf_helpers.runs.checkpoint import load_newest
 from rlhf_helpers.runs.files import read_jsonl
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.fingerprints import frozen_weights_digest
 from rlhf_helpers.training.interrupts import interrupts_noted
-from rlhf_helpers.training.prompts import check_prompts, check_stop_sequences
-from rlhf_helpers.training.trainer import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -214,7 +215,7 @@ def test_what_holds_no_prompts_is_a_sentence(prompts):
 
 
 def test_a_generator_without_end_is_a_sentence(monkeypatch):
-    monkeypatch.setattr("rlhf_helpers.training.prompts.MAX_PROMPTS", 1000)
+    monkeypatch.setattr("rlhf_helpers.data.prompts.MAX_PROMPTS", 1000)
     with pytest.raises(ConfigError, match="at most 1,000"):
         check_prompts("prompts", endless())
 

@@ -10,7 +10,7 @@ from rlhf_helpers.models.finite_logits import NotFiniteError
 from rlhf_helpers.models.loading import load_trained_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.runs.files import read_jsonl
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.watchdog import MOST_SKIPS, WatchdogError
 
 STEPS_OF_AN_ITERATION = 4  # of run_config's

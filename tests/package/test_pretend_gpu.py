@@ -1,7 +1,8 @@
 """Runs on a GPU in name only: no operation on two devices at once, and how much they ask of it.
 
-The harness must be imported before torch, so that all of it happens in a process of its own. Below
-stand the names of its checks (checks.py), so that a report says which of them failed.
+The harness (tests/pretend_gpu) must be imported before torch: all of it happens in a process of its
+own, and no test file can lie in its folder. Below stand the names of its checks (checks.py), so
+that a report says which of them failed.
 """
 
 import importlib.util
@@ -18,7 +19,8 @@ TESTS = Path(__file__).parents[1]
 
 def _build():
     """build.py by itself: the package around it would load the library into this process."""
-    spec = importlib.util.spec_from_file_location("build", Path(__file__).with_name("build.py"))
+    path = TESTS / "pretend_gpu" / "build.py"
+    spec = importlib.util.spec_from_file_location("build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -76,5 +78,5 @@ def test_what_a_token_and_an_optimizer_step_ask_of_the_gpu(printed):
     """At most what was measured when this was written."""
     token, step = printed[0]["a token"], printed[0]["an optimizer step"]
     print(f"\n{token}\n{step}")
-    assert 100 < token["kernels"] <= 419 and token["syncs"] <= 2 and token["copies"] == 0
+    assert 100 < token["kernels"] <= 405 and token["syncs"] <= 1 and token["copies"] == 0
     assert 100 < step["kernels"] <= 427 and step["syncs"] <= 2 and step["copies"] <= 1
