@@ -20,6 +20,7 @@ COMMANDS = {
     "figures": ("notebook.commands:figures", "draw figures and tables from the committed runs"),
     "evaluate": ("evaluation.commands:evaluate", "evaluate finished runs on a thousand prompts"),
     "study": ("studies.commands:study", "run a plan of configurations and seeds"),
+    "preferences": ("studies.commands:preferences", "learn from preferences: pairs to policies"),
     "sweep": ("studies.commands:sweep", "search over configuration fields with Ray Tune"),
     "bench": ("lab.commands:bench", "measure one PPO iteration"),
     "memory": ("lab.commands:memory", "predict, and measure, the memory of a run"),
