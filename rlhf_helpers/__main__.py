@@ -35,6 +35,7 @@ EXIT_CODES = {
     "notebook.pipeline:PipelineError": 1,
     "runs.files:CannotWriteError": 1,
     "training.watchdog:WatchdogError": 1,
+    "models.finite_logits:NotFiniteError": 1,
     "config.checks:ConfigError": 2,
     "config.reading:UnreadableFileError": 2,
     "data.assets:AssetError": 2,
