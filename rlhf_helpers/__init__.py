@@ -3,31 +3,29 @@
     from rlhf_helpers import TRLConfig, default_ppo_config, train
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import Any
+from .environment import let_waiting_threads_sleep
+
+let_waiting_threads_sleep()  # before torch is imported
 
 # Where each public name lives. They are looked up when asked for, so that commands which need no
 # model do not wait for torch.
-_PUBLIC = {
-    "config.trl_config": (
-        "ConfigError", "ModelConfig", "OptimizerConfig", "PPOConfig", "SchedulerConfig",
-        "TRLConfig", "TokenizerConfig", "TrainConfig", "default_ppo_config", "load_profile",
-    ),
-    "models.loading": ("load_policy", "load_trained_policy"),
-    "rewards.reward": ("RewardError", "sentiment_reward"),
-    "training.trainer": ("train",),
-}  # fmt: skip
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config.checks": ["ConfigError"],
+        "config.sections": [
+            "GRPOConfig", "ModelConfig", "OptimizerConfig", "PPOConfig", "RLOOConfig",
+            "SchedulerConfig", "TokenizerConfig", "TrainConfig",
+        ],
+        "config.profiles": ["load_profile"],
+        "config.trl_config": ["TRLConfig", "default_ppo_config"],
+        "making.reward_model": ["RewardModelConfig", "train_reward_model"],
+        "models.loading": ["load_policy", "load_trained_policy"],
+        "rewards.learned": ["load_reward_model"],
+        "rewards.preferences": ["load_pairs"],
+        "rewards.reward": ["RewardError", "sentiment_reward"],
+        "training.api": ["train"],
+    },
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,27 @@ TRAINING = {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",  # else a warning at every fork
 }
+
+
+def let_waiting_threads_sleep() -> None:
+    """Set OMP_WAIT_POLICY=passive for this process, if torch has not read its environment yet.
+
+    Threads that spin while they wait take the core from whatever else runs: beside one busy
+    process, 16 steps of the default took 22 s so, and 11 s with sleeping threads.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", TRAINING["OMP_WAIT_POLICY"])
+
+
+def advice_about_threads(threads: int) -> str | None:
+    """What to say where `threads` of torch spin while they wait; None where there is nothing."""
+    if threads == 1 or "OMP_WAIT_POLICY" in os.environ:
+        return None
+    return (
+        "torch was imported before rlhf_helpers, so that its threads spin while they wait: on a "
+        "machine that does anything else, start Python with OMP_WAIT_POLICY=passive, or import "
+        "rlhf_helpers first."
+    )
 
 
 def added_environment(

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -82,7 +83,7 @@ class Progress:
         """The current state as one line of text."""
         elapsed = self._clock() - self._start
         worked = self.done - self._initial
-        parts = [f"{self.label} {self.done}" + (f"/{self.total}" if self.total else "")]
+        parts = [f"{printable(self.label)} {self.done}" + (f"/{self.total}" if self.total else "")]
         if self.total:
             parts.append(f"{100 * self.done // self.total} %")
         if worked > 0 and elapsed > 0:
@@ -130,6 +131,21 @@ def in_live_notebook() -> bool:
         return False
     return ("JPY_SESSION_NAME" in os.environ or "google.colab" in sys.modules
             or hasattr(sys.modules["__main__"], "__vsc_ipynb_file__"))
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal may show it: what could command it, or is no text, is written out.
+
+    Escape sequences, other control characters, characters that turn the direction of writing and
+    halves of surrogate pairs become their escapes, such as \\x1b; line ends and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char in "\n\t" or char.isprintable() or unicodedata.category(char) == "Zs"
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )  # fmt: skip
 
 
 def duration(seconds: float) -> str:

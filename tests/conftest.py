@@ -1,7 +1,13 @@
-"""Options of the test suite, and one thread for each of its processes."""
+"""Options of the test suite, and one thread for each of its processes.
+
+With RLHF_NO_SKIPS=1 (.ci/run sets it for the slow tests) a test that is skipped is a failure,
+unless it is skipped for a reason of MAY_BE_SKIPPED.
+"""
 
 import os
 from pathlib import Path
+
+import pytest
 
 # Before torch is imported: several test files run side by side, and threads that wait for a core
 # that another process has would slow all of them down.
@@ -17,3 +23,32 @@ def pytest_addoption(parser):
         default=Path(__file__).parent / "golden",
         help="directory in the format of tests/golden/README.md",
     )
+
+
+# trlX needs libraries of 2023; file systems may be mounted by root on a machine of its own only.
+MAY_BE_SKIPPED = (
+    "trlX is not installed", "no mount here", "no file system may be mounted here"
+)  # fmt: skip
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A skipped test as a failed one, where that is asked for."""
+    outcome = yield
+    _fail_if_skipped(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a whole file that is skipped."""
+    outcome = yield
+    _fail_if_skipped(outcome.get_result())
+
+
+def _fail_if_skipped(report):
+    if not os.environ.get("RLHF_NO_SKIPS") or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(allowed in reason for allowed in MAY_BE_SKIPPED):
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\nNothing may be skipped here: `make extras` installs it."

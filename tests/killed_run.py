@@ -22,8 +22,8 @@ import torch
 from tiny_runs import PROMPTS, letter_reward, model_dir, run_config
 
 from rlhf_helpers.runs import checkpoint
+from rlhf_helpers.training import api
 from rlhf_helpers.training import log as training_log
-from rlhf_helpers.training import trainer
 
 
 def noisy_reward(samples, **kwargs):
@@ -38,7 +38,7 @@ def run(root: Path, directory: Path) -> None:
         root, train__total_steps=12, train__checkpoint_interval=3, train__eval_interval=5,
         train__checkpoint_dir=str(directory), method__scale_reward="running",
     )  # fmt: skip
-    trainer.train(reward_fn=noisy_reward, prompts=PROMPTS, eval_prompts=PROMPTS[:2], config=config)
+    api.train(reward_fn=noisy_reward, prompts=PROMPTS, eval_prompts=PROMPTS[:2], config=config)
 
 
 def kill_on_call(module, name: str, count: int) -> None:

@@ -2,8 +2,9 @@
 
     accelerate launch --multi_gpu --num_processes 2 tests/several_processes.py ROOT TASK
 
-TASK is "learn" (optimizer steps on given rollouts, and a whole run that goes on once) or the
-name of a way in which the second process ends: "raises" or "killed".
+TASK is "learn" (optimizer steps on given rollouts, and a whole run that goes on once), "whole" or
+"killed_once" (a run in ROOT/TASK that is undisturbed, or killed at its first start), or the name of
+a way in which the second process ends for good: "raises" or "killed".
 """
 
 import json
@@ -15,8 +16,9 @@ from pathlib import Path
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.rollout import RolloutStore
-from rlhf_helpers.training.trainer import PPOTrainer, train
+from rlhf_helpers.training.trainer import PPOTrainer
 
 
 def optimizer_steps(root: Path, semantics: str) -> None:
@@ -52,6 +54,28 @@ def whole_run(root: Path) -> None:
         train(reward_fn=reward_fn, prompts=PROMPTS, eval_prompts=PROMPTS[:3], config=config)
 
 
+def run_killed_once(root: Path, name: str) -> None:
+    """Twelve steps in ROOT/name; as "killed_once" the second process is killed in between.
+
+    Only the first time: the same call then goes on.
+    """
+    calls = []
+    dies = name == "killed_once" and os.environ["RANK"] == "1" and not (root / "died").exists()
+
+    def reward_fn(samples, **kwargs):
+        calls.append(1)
+        if dies and len(list((root / name / "checkpoints").glob("*"))) and len(calls) > 5:
+            (root / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return letter_reward(samples)
+
+    config = run_config(
+        root, train__total_steps=12, train__checkpoint_interval=3,
+        train__checkpoint_dir=str(root / name),
+    )  # fmt: skip
+    train(reward_fn=reward_fn, prompts=PROMPTS, eval_prompts=PROMPTS[:2], config=config)
+
+
 def run_of_which_one_dies(root: Path, how: str) -> None:
     """The second process dies in its third reward call, while the first waits for it."""
     calls = []
@@ -75,5 +99,7 @@ if __name__ == "__main__":
         for semantics_name in ("corrected", "trlx"):
             optimizer_steps(folder, semantics_name)
         whole_run(folder)
+    elif task in ("whole", "killed_once"):
+        run_killed_once(folder, task)
     else:
         run_of_which_one_dies(folder, task)

@@ -13,7 +13,7 @@ from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.runs.files import read_jsonl
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 TOKENIZERS = Path(__file__).parent / "golden"
 PROMPTS = ["policy data", "value batch", "the model", "feedback", "a", "code", "human", "every"]

@@ -14,9 +14,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "GRPOConfig", "ModelConfig", "OptimizerConfig", "PPOConfig", "RLOOConfig",
             "SchedulerConfig", "TokenizerConfig", "TrainConfig",
         ],
-        "trl_config": [
-            "Profile", "TRLConfig", "default_ppo_config", "load_profile", "repo_root",
-            "resolve_run_dir",
-        ],
+        "trl_config": ["TRLConfig", "default_ppo_config"],
+        "profiles": ["Profile", "load_profile"],
+        "paths": ["repo_root", "resolve_run_dir"],
     },
 )

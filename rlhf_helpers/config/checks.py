@@ -13,18 +13,30 @@ import math
 import numbers
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from rlhf_helpers.progress import printable
 
 Check = Callable[[str, Any], Any]
 
 # Larger than any sensible count and exactly representable as a float.
 MAX_COUNT = 10**15
+# More entries than any configuration has, nested ones included and counted wherever they appear.
+MAX_ENTRIES = 100_000
 
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][+-]?\d+)?")
 
 
-class ConfigError(ValueError):
+class Sentence(Exception):
+    """An error that explains itself; names and values in it cannot command a terminal."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class ConfigError(Sentence, ValueError):
     """A configuration that cannot run: one sentence with the field, the value and the remedy."""
 
 
@@ -32,14 +44,20 @@ class ConfigWarning(UserWarning):
     """A configuration that runs, though a part of it has no effect here."""
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 200, 200, 60
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = 8
+
+
 def shown(value: Any, limit: int = 60) -> str:
     """The value as it appears in an error: one line, cut at `limit` characters."""
     try:
-        text = repr(value)
+        text = _SHORT.repr(value)  # never all of a value that refers to itself a million times
     except Exception:  # a broken __repr__, or an integer of thousands of digits
         text = f"a value of type {type(value).__name__}"
-    # repr of a foreign object may hold line ends; an error is one sentence on one line.
-    text = " ".join(text.split())
+    if not isinstance(value, str):
+        # repr of a foreign object may hold line ends; an error is one sentence on one line.
+        text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -134,6 +152,21 @@ def text(path: str, value: Any) -> str:
     return value
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def file_name(path: str, value: Any) -> str:
+    """Accept a name that may become a file's: it can lead to no other folder and says no command.
+
+    Up to 100 letters and digits of ASCII, dots, hyphens and underscores, the first one a letter or
+    a digit.
+    """
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise wrong(path, value, "give a name of letters, digits, '.', '-' and '_' that begins "
+                                 "with a letter or a digit")
+    return value
+
+
 def file_path(path: str, value: Any) -> str:
     """Accept a path that a file system can hold; a Path becomes a string."""
     value = text(path, os.fspath(value) if isinstance(value, os.PathLike) else value)
@@ -208,10 +241,34 @@ def mapping(path: str, value: Any) -> dict[str, Any]:
 def plain_mapping(path: str, value: Any) -> dict[str, Any]:
     """Accept a mapping of plain values (what JSON can hold), nested or not."""
     checked = mapping(path, value)
+    if has_too_many_entries(checked):
+        raise wrong(path, value, f"give at most {MAX_ENTRIES:,} entries")
     try:
-        return json.loads(json.dumps(checked, allow_nan=False))
+        plain = json.dumps(checked, allow_nan=False)
+        return json.loads(plain)
     except (TypeError, ValueError, RecursionError):
         raise wrong(path, value, "give only numbers, texts, lists and mappings") from None
+
+
+def has_too_many_entries(value: Any, most: int = MAX_ENTRIES) -> bool:
+    """Whether lists and mappings hold more than `most` entries, counted as often as they appear.
+
+    A few hundred bytes of YAML can name one list in another a billion times over.
+    """
+    waiting, counted = [value], 0
+    while waiting:
+        entry = waiting.pop()
+        inside: Iterable[Any] = ()
+        if isinstance(entry, Mapping):
+            inside = (part for pair in entry.items() for part in pair)
+        elif isinstance(entry, (list, tuple, set, frozenset)):
+            inside = entry
+        for part in inside:
+            waiting.append(part)
+            counted += 1
+            if counted > most:
+                return True
+    return False
 
 
 def entries(path: str, value: Any, checks: Mapping[str, Check]) -> dict[str, Any]:

@@ -11,11 +11,23 @@ from typing import Any
 
 import yaml
 
-from .checks import ConfigError, file_path, mapping, wrong
+from .checks import MAX_ENTRIES, ConfigError, file_path, mapping, wrong
+from .reading import LARGEST_YAML, UnreadableFileError, read_text
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice: PyYAML would silently take the last."""
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, and aliases that multiply without end.
+
+    PyYAML would silently take the last of two keys, and fill the memory from half a kilobyte.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if _is_too_large(node):
+            raise yaml.MarkedYAMLError(
+                problem=f"it has more than {MAX_ENTRIES:,} entries once its aliases are written out"
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -28,11 +40,27 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _is_too_large(root: yaml.Node | None) -> bool:
+    """Whether a YAML tree has more than MAX_ENTRIES nodes, counted as often as they appear."""
+    waiting, counted = [root], 0
+    while waiting and counted <= MAX_ENTRIES:
+        node = waiting.pop()
+        counted += 1
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return counted > MAX_ENTRIES
+
+
 def parse_yaml(content: str, origin: str) -> Any:
     """The value of a YAML text; `origin` names it in errors. No Python objects are made."""
+    if len(content) > LARGEST_YAML:
+        raise ConfigError(f"{origin} is not valid YAML here: it has more than {LARGEST_YAML:,} "
+                          "characters.")
     try:
-        return yaml.load(content, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return yaml.load(content, Loader=_StrictLoader)
+    except Exception as error:  # a scalar that is not of its tag raises whatever Python's types do
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
@@ -42,10 +70,9 @@ def parse_yaml(content: str, origin: str) -> Any:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; ConfigError when there is none."""
     try:
-        content = Path(file_path("the configuration's path", path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"the configuration {path} cannot be read: {reason}.") from None
+        content = read_text(file_path("the configuration's path", path), LARGEST_YAML)
+    except UnreadableFileError as error:
+        raise UnreadableFileError(f"the configuration {error}") from None
     value = parse_yaml(content, str(path))
     return mapping(f"the content of {path}", value)
 
@@ -87,7 +114,8 @@ def write_whole(path: Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "x", encoding="utf-8") as file:  # and never through a link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -67,6 +67,8 @@ GENERATION_CHECKS: dict[str, Check] = {
     "pad_token_id": integer(0, 10_000_000),
     "bos_token_id": integer(0, 10_000_000),
     "use_cache": boolean,
+    # transformers then compiles decoding on a GPU; all its other caches do not fit here.
+    "cache_implementation": one_of("static"),
     "num_beams": only(1, _PLAIN_SAMPLING),
     "num_beam_groups": only(1, _PLAIN_SAMPLING),
     "num_return_sequences": only(1, "num_rollouts says how many samples are drawn"),
@@ -76,7 +78,7 @@ GENERATION_CHECKS: dict[str, Check] = {
 # sampling, change what generate() returns, or need Python objects.
 GENERATION_UNSUPPORTED = frozenset(
     "assistant_model assistant_tokenizer bad_words_ids begin_suppress_tokens "
-    "cache_implementation constraints custom_generate decoder_start_token_id diversity_penalty "
+    "constraints custom_generate decoder_start_token_id diversity_penalty "
     "dola_layers early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty "
     "epsilon_cutoff eta_cutoff exponential_decay_length_penalty force_words_ids "
     "forced_bos_token_id forced_eos_token_id generation_config guidance_scale length_penalty "

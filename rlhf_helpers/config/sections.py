@@ -312,7 +312,8 @@ class _GroupConfig(PPOConfig):
     """A method without a value function, whose baseline is a prompt's other samples.
 
     PPO's fields are kept, so that a configuration changes its method by its name alone; gamma,
-    lam, vf_coef and cliprange_value have no effect. Not in trlX.
+    lam, vf_coef and cliprange_value have no effect. Not in trlX, so that `corrected` is their only
+    semantics.
     """
 
     samples_per_prompt: int
@@ -325,6 +326,12 @@ class _GroupConfig(PPOConfig):
                         f"{self.samples_per_prompt}")
 
 
+def _corrected(path: str, value: Any) -> str:
+    if one_of("trlx", "corrected")(path, value) == "trlx":
+        raise wrong(path, value, "give 'corrected', trlX has neither RLOO nor GRPO to repeat")
+    return value
+
+
 @register_method
 @section
 class RLOOConfig(_GroupConfig):
@@ -333,6 +340,8 @@ class RLOOConfig(_GroupConfig):
     section: ClassVar[str] = "method"
 
     name: str = setting(text, "RLOOConfig")
+    ppo_epochs: int = setting(integer(1, 10_000), 1)  # the paper's; nothing is clipped
+    semantics: str = setting(_corrected, "corrected")
     samples_per_prompt: int = setting(integer(2, 10_000), 4)
 
 
@@ -344,6 +353,7 @@ class GRPOConfig(_GroupConfig):
     section: ClassVar[str] = "method"
 
     name: str = setting(text, "GRPOConfig")
+    semantics: str = setting(_corrected, "corrected")
     samples_per_prompt: int = setting(integer(2, 10_000), 4)
 
 

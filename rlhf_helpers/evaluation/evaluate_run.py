@@ -11,55 +11,49 @@ random streams, and the samples before training are drawn once.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    load_profile,
-    resolve_run_dir,
-)
-from rlhf_helpers.runs.files import RunDir, atomic_write_json, atomic_write_text, read_jsonl
+from rlhf_helpers.config.checks import ConfigError, integer
+from rlhf_helpers.config.paths import resolve_run_dir
+from rlhf_helpers.config.profiles import Profile, load_profile
+from rlhf_helpers.progress import printable
+from rlhf_helpers.runs.contents import read_eval_samples
+from rlhf_helpers.runs.files import RunDir, atomic_write_json, atomic_write_text, writing_to
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a finished run")
-    parser.add_argument("--n-prompts", type=int, default=1000, help="held-out prompts (1000)")
-    parser.add_argument(
-        "--samples-per-opening", type=int, default=8,
-        help="samples of each hostile and each neutral opening (8)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1000, help="of the random streams (1000)")
-
-
-def main(arguments: argparse.Namespace) -> None:
+def evaluate_runs(
+    run_dirs: Sequence[str], n_prompts: int, samples_per_opening: int, seed: int
+) -> None:
     """Evaluate each run; prints its verdict."""
-    runs = [RunDir(resolve_run_dir(path), create=False) for path in arguments.run_dirs]
+    integer(2, 1_000_000)("--n-prompts", n_prompts)
+    integer(1, 10_000)("--samples-per-opening", samples_per_opening)
+    integer(0, 2**31)("--seed", seed)
+    runs = [RunDir(resolve_run_dir(path), create=False) for path in run_dirs]
     for run in runs:  # before hours are spent on the first, see that all can be done
         run.require("policy")
         run.require("config")
+        if run.eval_samples.exists():
+            read_eval_samples(run.eval_samples)
     befores: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         settings = load_profile(run.path)
-        prompts = more_prompts(
-            settings, arguments.n_prompts, arguments.samples_per_opening, arguments.seed
-        )
-        result = evaluate(run, settings, prompts, arguments.seed, befores)
-        path = run.path / f"evaluation_{arguments.n_prompts}.json"
-        atomic_write_json(path, result)
-        print(f"{path}: {result['verdict']}. {result['verdict_reason']}", flush=True)
-        if run.eval_samples.exists():
-            write_judge_course(run, settings)
+        prompts = more_prompts(settings, n_prompts, samples_per_opening, seed)
+        with writing_to(run.path, "try again"):
+            result = evaluate(run, settings, prompts, seed, befores)
+            path = run.path / f"evaluation_{n_prompts}.json"
+            atomic_write_json(path, result)
+            said = f"{path}: {result['verdict']}. {result['verdict_reason']}"
+            print(printable(said), flush=True)
+            if run.eval_samples.exists():
+                write_judge_course(run, settings)
 
 
 def more_prompts(profile: Profile, n: int, per_opening: int, seed: int) -> list:
     """The first n held-out prompts, and the hostile and neutral openings several times each."""
-    from rlhf_helpers.data.assets import heldout_prompts, load_reviews
+    from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
     from rlhf_helpers.rewards.task import prompt_of
 
     from .before_after import HEADLINE_GROUP, HOSTILE_PROMPTS, NEUTRAL_PROMPTS
@@ -113,7 +107,7 @@ def write_judge_course(run: RunDir, settings: Profile) -> Path:
     from .sampling import judge_scores
 
     by_step: dict[int, list[dict[str, Any]]] = {}
-    for record in read_jsonl(run.eval_samples):
+    for record in read_eval_samples(run.eval_samples):
         by_step.setdefault(record["step"], []).append(record)
     judge = judge_by_name(settings.assets["judge"])
     lines = ["step,reward,judge,n"]

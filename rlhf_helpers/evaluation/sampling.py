@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from rlhf_helpers.algorithms.ppo import kl_k1, kl_k3
-from rlhf_helpers.config.trl_config import Profile
-from rlhf_helpers.data.assets import heldout_prompts, load_reviews
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
+from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
 from rlhf_helpers.models.decoding import WARPERS, warpers
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.task import post_prompts, prompt_of
-from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.training.semantics import CorrectedSemantics, semantics_of, sequences_of
 from rlhf_helpers.training.sequences import to_text
 

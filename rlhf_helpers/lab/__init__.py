@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "memory": ["advice", "available_bytes", "with_libraries"],
-        "memory_command": ["profile_rows"],
+        "memory_table": ["profile_rows"],
     },
 )

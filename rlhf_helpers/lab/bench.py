@@ -28,23 +28,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import ConfigError, repo_root
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.environment import added_environment
 from rlhf_helpers.runs.files import atomic_write_json, read_json
 from rlhf_helpers.runs.manifest import device_report, library_versions
 from rlhf_helpers.show.bench_figures import growth_plot, phase_plot
 from rlhf_helpers.show.plot_style import save_figure
 
-from .bench_iteration import Case
-
-VARIED: dict[str, tuple[str, tuple[int, ...]]] = {  # dimension -> field of Case, its values
-    "unfrozen": ("unfrozen", (1, 2, 4, 8)),
-    "batch": ("batch", (4, 8, 16)),
-    "tokens": ("new_tokens", (10, 20, 40, 80)),
-    "rollouts": ("rollouts", (8, 16, 32)),
-    "layers": ("layers", (4, 8, 16, 24)),
-}
-
+from .bench_case import VARIED, Case
 
 # --- one case ------------------------------------------------------------------------------
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import atomic_write_json
 from rlhf_helpers.runs.manifest import device_report, library_versions
 
 from .bench import bench
-from .bench_iteration import Case
+from .bench_case import Case
 
 POST_STEPS = 10_000
 POST = Case(shape="opt-1.3b", reward="distilbert", iterations=50, naive=False)

@@ -8,11 +8,10 @@ is what `bench` starts: a process of its own, so that its memory and its threads
 from __future__ import annotations
 
 import gc
-import resource
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,18 +25,21 @@ from transformers import (
     DistilBertConfig,
 )
 
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig, load_profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.data.prompts import Prompt, PromptStream
 from rlhf_helpers.models.loading import load_base, load_tokenizer, make_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_json, read_json
 from rlhf_helpers.training.experience import ExperienceMaker, RewardCaller, timed
-from rlhf_helpers.training.prompts import Prompt, PromptStream
 from rlhf_helpers.training.rollout import Scores
 from rlhf_helpers.training.semantics import semantics_of, sequences_of
 from rlhf_helpers.training.sequences import Sequences
 from rlhf_helpers.training.trainer import PPOTrainer
 
+from .bench_case import CLOCKS, Case
 from .counted_work import (
     ModelSizes,
     Task,
@@ -49,39 +51,11 @@ from .counted_work import (
 )
 from .counted_work import counted_ratio as ratio_by_count
 from .machine_rates import copy_rate, matmul_rate, synchronize
+from .memory_measured import process_peak_bytes
 from .naive import NaivePolicy
 from .shapes import shape_config
 
 PROMPT_TOKENS = 24
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@dataclass
-class Case:
-    """What to measure: a profile or a shape, and how much of it. None: as the profile says."""
-
-    profile: str | None = None
-    shape: str | None = None
-    layers: int | None = None  # of the shape, instead of its own number
-    tiny: bool = False  # the shape's architecture with hardly any width, to try the code
-    batch: int | None = None
-    rollouts: int | None = None
-    chunk: int | None = None
-    new_tokens: int | None = None
-    unfrozen: int | None = None
-    threads: int | None = None
-    iterations: int = 5
-    naive: bool = True
-    semantics: str | None = None
-    reward: str | None = None  # "distilbert": a random model of its shape scores the token ids
-    clock: str = "wall"  # or "cpu": seconds that the process computed, on a machine that is shared
-    static_cache: bool = False  # decode with a static cache, which transformers compiles on CUDA
-    memory_of: str | None = None  # only the peak memory of this engine
-
-    @property
-    def device(self) -> str:
-        """Where it runs."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- the trainers ----------------------------------------------------------------------------
@@ -166,7 +140,7 @@ def _distilbert(case: Case) -> torch.nn.Module:
 
 def _profile_inputs(name: str) -> tuple[Any, list[str]]:
     """The reward function and the prompts of a profile, as notebook 04 takes them."""
-    from rlhf_helpers.data.assets import load_reviews, training_prompts
+    from rlhf_helpers.data.reviews import load_reviews, training_prompts
     from rlhf_helpers.rewards.reward import sentiment_reward
 
     profile = load_profile(name)
@@ -374,8 +348,7 @@ def _peak(device: str) -> int:
     """Bytes: of the device since `_start_peak`, or of this process since it began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return process_peak_bytes()
 
 
 def main(case_path: str, result_path: str) -> None:

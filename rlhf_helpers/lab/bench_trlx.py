@@ -26,7 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig, repo_root
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.runs.files import atomic_write_json, read_json
 
 ENGINES = ("trlx", "ours", "ours-corrected")
@@ -42,7 +44,7 @@ def timed_run(case: dict[str, Any]) -> dict[str, Any]:
     """One run of `case`; seconds of its whole iterations and the process's peak memory."""
     import torch
 
-    from rlhf_helpers.training.trainer import train
+    from rlhf_helpers.training.api import train
 
     from .memory_measured import process_peak_bytes
 
@@ -155,7 +157,7 @@ def run_case(case: Any, engine: str, model: Path, prompts: list[str], root: Path
 
 def beside_trlx(case: Any, python: str, out: Path) -> dict[str, Any]:
     """Run every engine ROUNDS times, in turn; write <shape>_beside_trlx.json to `out`."""
-    from rlhf_helpers.data.assets import load_reviews
+    from rlhf_helpers.data.reviews import load_reviews
     from rlhf_helpers.progress import Progress
     from rlhf_helpers.runs.manifest import device_report
     from rlhf_helpers.show.bench_figures import beside_trlx_plot

@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from rlhf_helpers.config.trl_config import Profile, TRLConfig
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.models.frozen_head import ROWS_ON_CPU, ROWS_ON_GPU
 
 from .shapes import classifier_parameters, known_shape
@@ -66,10 +67,6 @@ class MemoryPrediction:
         """Bytes in all at the highest moment, without Python and its libraries."""
         return sum(self.parts.values())
 
-    def phase_peak(self, name: str) -> int:
-        """Bytes in all while one phase runs."""
-        return sum(self.lasting.values()) + sum(self.phases[name].values())
-
 
 def predict(
     config: TRLConfig,
@@ -83,6 +80,7 @@ def predict(
     sizes = _Sizes.of(config, shape, prompt_tokens, on_gpu)
     lasting = {
         "policy weights": sizes.weights,
+        "policy weights, packed": sizes.packed,
         "trained parts": sizes.trained * ADAM_BYTES,
         "trained parts, kept": sizes.trained * (KEPT_BYTES if _is_watched(config) else 0),
         # Those of the last iteration are kept until the new ones are complete.
@@ -119,6 +117,7 @@ class _Sizes:
     lora_inputs: int  # widths of what LoRA reads in one layer, added up
     dropout: bool  # of LoRA
     weights: int  # bytes
+    packed: int  # bytes
     trained: int  # parameters
     on_gpu: bool
 
@@ -147,6 +146,7 @@ class _Sizes:
             bytes=number,
             lora_inputs=counts["lora_inputs"], dropout=_lora_dropout(model) > 0,
             weights=_weight_bytes(counts["base"], shape, model, number),
+            packed=0 if on_gpu or number != FLOAT32 else counts["packed"] * FLOAT32,
             trained=counts["trained"], on_gpu=on_gpu,
         )  # fmt: skip
 
@@ -158,22 +158,32 @@ def number_bytes(dtype: str | None, on_gpu: bool) -> int:
 
 
 def _parameters(shape: Any, model: Any) -> dict[str, int]:
-    """`base` parameters of the model, and `trained` ones: LoRA (or top layers) and value head."""
+    """`base` parameters of the model, `trained` ones: LoRA (or top layers) and value head, and
+    `packed` ones, kept a second time, those that gradients pass through a third (packed.py)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from rlhf_helpers.models.lora import add_lora, lora_sites, parameter_report
+    from rlhf_helpers.models.lora_targets import layer_of
+    from rlhf_helpers.models.packed import packable_modules
 
     with torch.device("meta"):  # every shape and not one weight
         empty = AutoModelForCausalLM.from_config(shape)
     handle = add_lora(empty, model)
     report = parameter_report(empty)
+    top = set(handle.layers)
+    packable = {id(m): m.weight.numel() for m in packable_modules(empty)}
+    packed = sum(
+        packable.get(id(m), 0) * (1 if layer_of(name) not in top | {None} else 2)
+        for name, m in empty.named_modules()
+    )
     read = sum(site.lora_A.shape[-1] for site in lora_sites(empty))  # A is [r, width]
     trained = report["trainable_with_value_head"]
     if not report["lora"]:
         trained = report["value_head"] + _top_layers(shape, model)
     inputs = read // len(handle.layers) if read else 3 * shape.hidden_size
-    return {"base": report["total"] - report["lora"], "trained": trained, "lora_inputs": inputs}
+    base = report["total"] - report["lora"]
+    return {"base": base, "trained": trained, "lora_inputs": inputs, "packed": packed}
 
 
 def _is_watched(config: TRLConfig) -> bool:
@@ -210,7 +220,7 @@ def _sampling(s: _Sizes) -> dict[str, int]:
     states = s.C * s.tokens * s.h * s.bytes
     return {
         "key-value cache": cache,  # takes its room once: see kv_cache.py
-        "trunk states while sampling": 2 * states,  # step by step, and put together at the end
+        "trunk states while sampling": 2 * states,  # as they come, and as scoring wants them
         # The next token's: in the model's type, in float32, their softmax, and a copy to draw from.
         "logits": s.C * s.V * (s.bytes + 3 * FLOAT32),
         "layer at work": _layer_at_work(s, s.C * s.prompt),
@@ -307,6 +317,7 @@ def available_bytes() -> int:
 REMEDIES = {
     "policy weights": "model.dtype: bfloat16 or model.load_in_4bit (on a GPU), or a smaller "
                       "model.model_path",
+    "policy weights, packed": "RLHF_PACKED=0 in the environment, which is slower",
     "reward model": "assets.reward: a smaller classifier",
     "trained parts": "a smaller lora_r or model.num_layers_unfrozen",
     "trained parts, kept": "train.watchdog.action: off",

@@ -53,7 +53,7 @@ def measure_here(
     """Bytes: `baseline` of this process before loading, `peak` in all and of each of `phases`."""
     import torch
 
-    from rlhf_helpers.training.prompts import Prompt, PromptStream
+    from rlhf_helpers.data.prompts import Prompt, PromptStream
     from rlhf_helpers.training.trainer import PPOTrainer
 
     path = directory / "model"
@@ -137,6 +137,8 @@ def process_peak_bytes() -> int:
     if sys.platform == "linux":  # getrusage would count the process that forked it as well
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PretrainedConfig
+from rlhf_helpers.config.checks import ConfigError
 
-from rlhf_helpers.config.trl_config import ConfigError
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _OPT = dict(model_type="opt", max_position_embeddings=2048, bos_token_id=2, eos_token_id=2,
             pad_token_id=1)  # fmt: skip
@@ -48,6 +49,8 @@ def shape_config(name: str, **changes: Any) -> PretrainedConfig:
 
     Raises ConfigError for a name that is not among SHAPES.
     """
+    from transformers import AutoConfig
+
     if name not in SHAPES:
         raise ConfigError(f"shape is {name!r}: choose one of {', '.join(SHAPES)}.")
     fields = {**SHAPES[name], **changes}

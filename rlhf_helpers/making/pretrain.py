@@ -20,9 +20,17 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_helpers.data.assets import PRETRAIN_BUCKETS, load_reviews
+from rlhf_helpers.config.checks import integer
+from rlhf_helpers.config.reading import COUNT, NUMBER, read_jsonl, unreadable
+from rlhf_helpers.data.reviews import PRETRAIN_BUCKETS, load_reviews
 from rlhf_helpers.progress import Progress
-from rlhf_helpers.runs.files import append_jsonl, read_jsonl, write_jsonl
+from rlhf_helpers.runs.files import (
+    append_jsonl,
+    write_jsonl,
+    writing_to,
+)
+
+from .checkpoints import opened, read_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -189,13 +197,26 @@ def pretrain(
     out_dir: str | Path, config: PretrainConfig
 ) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
     """Train a tokenizer and a model on buckets 1-9, with a log and checkpoints in `out_dir`."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    integer(0, 2**32 - 1)("--seed", config.seed)
+    integer(1, 10_000_000)("--steps", config.steps)
+    out_dir = opened(out_dir)
+    with writing_to(out_dir, "start it again: it goes on from its checkpoint"):
+        return _pretrain(out_dir, config)
+
+
+def _pretrain(
+    out_dir: Path, config: PretrainConfig
+) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
+    saved = read_checkpoint(out_dir, asdict(config), may_change=("checkpoint_",))
     reviews = load_reviews()
     texts = [r["text"] for r in reviews if r["bucket"] in PRETRAIN_BUCKETS]
     if not (out_dir / "tokenizer.json").exists():
         train_tokenizer(texts, config.vocab_size).save_pretrained(out_dir)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(out_dir)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(out_dir)
+    except Exception as error:  # of the Rust library: of no class of its own
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise unreadable(out_dir / "tokenizer.json", problem) from error
     stream = token_stream(tokenizer, texts)
 
     model = new_model(config).train()
@@ -205,7 +226,7 @@ def pretrain(
         Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
         torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    first_step = _resume(out_dir, model, optimizers, config)
+    first_step = _resume(saved, out_dir, model, optimizers, config)
     started = last_saved = last_logged = time.time()
     losses: list[float] = []
     tokens_per_step = config.batch_rows * config.context
@@ -248,20 +269,18 @@ def _save(out_dir: Path, model, optimizers, step: int, config: PretrainConfig) -
         "model": model.state_dict(),
         "optimizers": [o.state_dict() for o in optimizers],
     }
-    torch.save(state, out_dir / "checkpoint.tmp")
-    os.replace(out_dir / "checkpoint.tmp", out_dir / "checkpoint.pt")
+    save_checkpoint(out_dir, state)
 
 
-def _resume(out_dir: Path, model, optimizers, config: PretrainConfig) -> int:
-    path = out_dir / "checkpoint.pt"
-    if not path.exists():
+def _resume(state, out_dir: Path, model, optimizers, config: PretrainConfig) -> int:
+    log = out_dir / "log.jsonl"
+    lines = read_jsonl(log, {"step": COUNT, "loss": NUMBER}) if os.path.lexists(log) else []
+    if state is None:
+        write_jsonl(log, [])
         return 0
-    state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    log = out_dir / "log.jsonl"
-    lines = read_jsonl(log) if log.exists() else []
     kept = [line for line in lines if line["step"] <= state["step"]]
     write_jsonl(log, [{"step": line["step"], "loss": round(line["loss"], 4)} for line in kept])
     print(f"resuming at step {state['step']} of {config.steps}", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ from torch import Tensor
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
-from rlhf_helpers.data.assets import (
+from rlhf_helpers.config.reading import COUNT, NUMBER, read_jsonl
+from rlhf_helpers.data.assets import find_asset, write_sums
+from rlhf_helpers.data.reviews import (
     PRETRAIN_BUCKETS,
-    find_asset,
     heldout_prompts,
     load_reviews,
     review_opening,
-    write_sums,
 )
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text
@@ -131,7 +130,7 @@ def publish(
     prompts = heldout_prompts(reviews, n=N_SAMPLES)
     if known & set(prompts):
         raise AssertionError("a held-out prompt opens a training review")
-    log = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
+    log = read_jsonl(out_dir / "log.jsonl", {"step": COUNT, "loss": NUMBER})
     metrics = {
         "config": asdict(config),
         "parameters": sum(p.numel() for p in shipped.parameters()),

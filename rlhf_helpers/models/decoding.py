@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import (
     LogitsProcessor,
@@ -35,9 +36,9 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
-from .kv_cache import roomy_cache
+from .kv_cache import RoomyLayer, roomy_cache
 
 CHECK_EVERY_ON_GPU = 8  # tokens
 
@@ -68,7 +69,7 @@ class Decodable(Protocol):
     base: PreTrainedModel
     layers: nn.ModuleList
     branch: int  # index of the first layer of the top
-    wants_positions: bool  # whether the model's forward pass is to be given position_ids
+    takes_positions: bool  # whether the model's forward pass can be given position_ids
     lora_dropout_active: bool
 
 
@@ -148,13 +149,18 @@ class _GoingOn:
         # Without padding a mask says nothing, and attention is faster without one.
         self.mask = None if bool(mask.all()) else F.pad(mask, (0, total - mask.shape[1]), value=1)
         positions = F.pad(mask, (0, total - mask.shape[1]), value=1).cumsum(-1) - 1
-        self.positions = positions.clamp(min=0) if policy.wants_positions else None
+        self.positions = positions.clamp(min=0) if policy.takes_positions else None
+        self.mask_is_ready = _takes_ready_masks(policy, self.cache)
 
     def next_scores(self, tokens: Tensor, start: int, end: int) -> Tensor:
         """Pass columns start .. end of tokens [B, N] through the model: float32 [k, V]."""
         self.columns, more = slice(start, end), {}
         if self.mask is not None:
-            more["attention_mask"] = self.mask[self.rows, :end]
+            mask = self.mask[self.rows, :end]  # [k, end]
+            # For one new token the mask of attention is that of padding, [k, heads, 1, end]. Left
+            # to make it itself, the model would look at its values, for which a GPU's host waits.
+            is_ready = self.mask_is_ready and end - start == 1
+            more["attention_mask"] = mask[:, None, None].bool() if is_ready else mask
         if self.positions is not None:
             more["position_ids"] = self.positions[self.rows, start:end]
         output = self.policy.base(
@@ -163,14 +169,22 @@ class _GoingOn:
         )  # fmt: skip
         return output.logits[:, -1].float()
 
-    def drop_ended(self) -> None:
+    def drop(self, ended: Sequence[bool]) -> None:
         """Rows that have ended leave; the last of those that go on take their places."""
-        ended = self.ended.tolist()
-        if not any(ended):
-            return
         kept = torch.tensor(_order_after(ended), device=self.rows.device)
         self.rows, self.ended = self.rows[kept], self.ended[kept]
         self.cache.batch_select_indices(kept)
+
+
+def _takes_ready_masks(policy: Decodable, cache: Cache) -> bool:
+    """Whether the model takes a mask of attention as it is. transformers 4 does not, BLOOM makes
+    its positions from the mask, and layers with a window have masks of their own."""
+    return (
+        int(transformers.__version__.split(".")[0]) >= 5
+        and policy.takes_positions
+        and policy.base.config._attn_implementation == "sdpa"
+        and all(type(layer) is RoomyLayer for layer in cache.layers)
+    )
 
 
 def _order_after(ended: Sequence[bool]) -> list[int]:
@@ -188,7 +202,8 @@ class _TrunkStates:
         self.fed = torch.full_like(tokens, -1)  # [B, N]
         self.states: Tensor | None = None  # [B, N, h]
         top = policy.layers[policy.branch]
-        self.hook = top.register_forward_pre_hook(self._write, with_kwargs=True)
+        # First of all hooks: before layers that learn widen what they are given (precision.py).
+        self.hook = top.register_forward_pre_hook(self._write, with_kwargs=True, prepend=True)
 
     def _write(self, _module, args, kwargs) -> None:
         states = args[0] if args else kwargs["hidden_states"]  # [k, columns, h]
@@ -237,10 +252,11 @@ def decode(
             batch.ended = batch.ended | torch.isin(drawn, ends)
             start = end
             if (end + 1 - width) % every == 0:  # the host waits for the device here
-                if batch.ended.all():
+                ended = batch.ended.tolist()
+                if all(ended):
                     break
-                if rows_may_leave:
-                    batch.drop_ended()
+                if rows_may_leave and any(ended):
+                    batch.drop(ended)
     n = int(length)
     if trunk is None:
         return Sampled(tokens[:, :n], None, None)

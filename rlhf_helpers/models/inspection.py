@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlhf_helpers.config.trl_config import ModelConfig
+from rlhf_helpers.config.sections import ModelConfig
 
 from .lora import count_table, parameter_report, structure_tree
 from .lora_state import LoraSite, lora_sites

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
@@ -17,22 +16,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    ModelConfig,
-    TokenizerConfig,
-    TRLConfig,
-)
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.reading import read_json
+from rlhf_helpers.config.sections import ModelConfig, TokenizerConfig
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.data.assets import asset_loaded
 from rlhf_helpers.data.gguf import model_path
 
 from .lora import add_lora
 from .policy import Policy
+from .precision import default_dtype
 
 
 def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
     """The tokenizer by name or path, with pad := eos as trlX sets it."""
     path = model_path(config.tokenizer_path)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # and no question
+    with asset_loaded(config.tokenizer_path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # and no question
     tokenizer.padding_side = config.padding_side
     tokenizer.truncation_side = config.truncation_side
     tokenizer.pad_token = tokenizer.eos_token
@@ -48,9 +48,10 @@ def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
     path = model_path(config.model_path)
     dtype = _dtype(config, device)
     if not config.load_in_4bit:
-        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        with asset_loaded(config.model_path, "causal language model"):
+            base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
         return base.to(device)
-    kept = unquantised_modules(AutoConfig.from_pretrained(path), config.num_layers_unfrozen)
+    kept = unquantised_modules(model_config_of(config), config.num_layers_unfrozen)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "model.load_in_4bit is True: install the package bitsandbytes or set it to false."
@@ -106,7 +107,7 @@ def load_trained_policy(directory: str | Path, device=None) -> Policy:
         raise ConfigError(
             f"{directory} holds no trained policy (no trl_config.json); run 04_ppo_run first."
         )
-    config = TRLConfig.from_dict(json.loads((directory / "trl_config.json").read_text()))
+    config = TRLConfig.from_dict(read_json(directory / "trl_config.json", {}))
     policy = load_policy(config, device)
     policy.load(directory)
     return policy
@@ -114,12 +115,12 @@ def load_trained_policy(directory: str | Path, device=None) -> Policy:
 
 def model_config_of(config: ModelConfig):
     """The architecture (layers, widths) of the configured model, without loading weights."""
-    return AutoConfig.from_pretrained(model_path(config.model_path))
+    path = model_path(config.model_path)
+    with asset_loaded(config.model_path, "model"):
+        return AutoConfig.from_pretrained(path)
 
 
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     if config.dtype is not None:
         return getattr(torch, config.dtype)
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return default_dtype(device)

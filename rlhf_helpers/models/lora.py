@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-import types
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 
 from .lora_state import (
     LoraSite,
-    export_peft_adapter,
     load_adapter,
     lora_disabled,
     lora_parameters,
@@ -31,7 +29,6 @@ from .lora_state import (
     own_opendelta_forward,
     save_adapter,
     set_lora_dropout,
-    set_lora_enabled,
 )
 from .lora_targets import (
     PRESET_NAMES,
@@ -45,11 +42,13 @@ from .lora_targets import (
     select_modules,
 )
 from .opendelta_import import LoraBackendError, import_opendelta
+from .peft_import import torchao_unseen
+from .precision import lora_in_float32
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from rlhf_helpers.config.trl_config import ModelConfig
+    from rlhf_helpers.config.sections import ModelConfig
 
 __all__ = [
     "LoraBackendError",
@@ -57,7 +56,6 @@ __all__ = [
     "LoraSite",
     "add_lora",
     "count_table",
-    "export_peft_adapter",
     "layer_indices",
     "load_adapter",
     "lora_disabled",
@@ -70,7 +68,6 @@ __all__ = [
     "parameter_report",
     "save_adapter",
     "set_lora_dropout",
-    "set_lora_enabled",
     "structure_tree",
     "value_head_parameter_count",
 ]
@@ -91,7 +88,7 @@ def add_lora(model: PreTrainedModel, model_config: ModelConfig) -> LoraHandle:
 
     delta_kwargs and peft_config are read, never changed (trlX changed them). LoRA's dropout is
     left active and the base model's mode untouched, as in trlX (see set_lora_dropout). On a
-    float16 or bfloat16 model LoRA's own parameters are kept and computed in float32.
+    float16 or bfloat16 model LoRA's own parameters are kept and computed in float32 (precision.py).
     With neither field set, the model stays as it is; with num_layers_unfrozen=0 it is frozen.
     ConfigError for settings that fit no module, LoraBackendError for a library that is missing.
     """
@@ -116,7 +113,7 @@ def add_lora(model: PreTrainedModel, model_config: ModelConfig) -> LoraHandle:
     trained = {id(parameter) for parameter in lora_parameters(model).values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
-    _keep_lora_in_float32(model)
+    lora_in_float32(model)
     return handle
 
 
@@ -186,8 +183,8 @@ def _add_with_peft(
     model: PreTrainedModel, peft_config: Mapping[str, Any], layers: list[int]
 ) -> LoraHandle:
     linears = linear_modules(model)
-    # Imported here only: on some machines (Colab with torchao 0.10) peft raises ImportError.
     try:
+        # Imported here only: whoever uses OpenDelta need not have a peft that works.
         from peft import LoraConfig, inject_adapter_in_model
 
         names = _peft_targets(model.config.model_type, list(linears), peft_config, layers)
@@ -198,11 +195,12 @@ def _add_with_peft(
             **{key: peft_config[key] for key in settings if key in peft_config},
         )
         # Without peft's wrapper the base model keeps its class, its methods and its module names.
-        inject_adapter_in_model(lora_config, model)
+        with torchao_unseen():
+            inject_adapter_in_model(lora_config, model)
     except ImportError as error:
         raise LoraBackendError(
-            f"model.peft_config needs peft, which cannot be used here ({error}); install peft "
-            f"and a torchao that it accepts or none, or set model.delta_kwargs instead."
+            f"model.peft_config needs peft, which cannot be used here ({error}); "
+            f"install another version of peft, or set model.delta_kwargs instead."
         ) from error
     return LoraHandle("peft", layers, names, names)
 
@@ -241,27 +239,6 @@ def _peft_targets(
             f"{wanted}; candidates are {', '.join(candidate_names(linear_names))}."
         )
     return leave_out(names, peft_config.get("exclude_modules"), "model.peft_config")
-
-
-# ---- reduced precision
-
-
-def _keep_lora_in_float32(model: nn.Module) -> None:
-    """LoRA parameters of a float16 or bfloat16 model in float32: AdamW's steps of 1e-4 vanish in
-    bfloat16's 8 bits. peft's forward casts by itself; OpenDelta's gets one that does."""
-    for site in lora_sites(model):
-        if site.lora_A.dtype == torch.float32:
-            continue
-        site.lora_A.data, site.lora_B.data = site.lora_A.data.float(), site.lora_B.data.float()
-        if site.backend == "opendelta":
-            low_rank = site.module.lora
-            low_rank.forward = types.MethodType(_low_rank_in_float32, low_rank)
-
-
-def _low_rank_in_float32(low_rank: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """scaling * B A dropout(x) [..., out] for x [..., in]; float32 inside, x's dtype outside."""
-    wide = low_rank.lora_dropout(x.float())
-    return (wide @ low_rank.lora_A.T @ low_rank.lora_B.T * low_rank.scaling).to(x.dtype)
 
 
 # ---- reports

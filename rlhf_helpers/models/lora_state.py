@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.reading import NUMBER, read_json
+from rlhf_helpers.runs.tensors import read_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SETTINGS = {"lora_alpha": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,12 @@ def own_opendelta_forward(module: nn.Module) -> None:
 
 
 def _forward_with_lora(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out]."""
-    return module._forward_without_lora(x) + module.lora.forward(x)
+    """W x + b + scaling * B A dropout(x): [..., in] -> [..., out].
+
+    LoRA's part of a half-precision model is float32 (precision.py): the sum is rounded, once.
+    """
+    frozen = module._forward_without_lora(x)
+    return (frozen + module.lora.forward(x)).to(frozen.dtype)
 
 
 def _set_enabled(site: LoraSite, enabled: bool) -> None:
@@ -132,12 +139,6 @@ def _set_enabled(site: LoraSite, enabled: bool) -> None:
         module.forward = types.MethodType(_forward_with_lora, module)
     else:
         module.forward = module._forward_without_lora
-
-
-def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
-    """Switches LoRA on or off. Off, the model computes exactly what it did before LoRA."""
-    for site in lora_sites(model):
-        _set_enabled(site, enabled)
 
 
 @contextmanager
@@ -244,9 +245,6 @@ def save_adapter(model: nn.Module, directory: str | Path, base_model: str = "") 
     os.replace(config_tmp, directory / ADAPTER_CONFIG)
 
 
-export_peft_adapter = save_adapter  # the project's adapter format is peft's
-
-
 def _adapter_config(sites: list[LoraSite], base_model: str) -> dict[str, object]:
     """The fields that peft needs to rebuild these modules, and no others (versions differ)."""
     rank = sites[0].lora_A.shape[0]
@@ -275,10 +273,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> None:
     for path in (weights, settings):
         if not path.is_file():
             raise ConfigError(f"{directory} holds no adapter: {path.name} is missing.")
-    tensors = {_site_name(key): tensor for key, tensor in load_file(weights).items()}
+    tensors = {_site_name(key): tensor for key, tensor in read_tensors(weights).items()}
     parameters = lora_parameters(model)
     _check_same_lora(tensors, parameters, directory)
-    _check_same_scaling(json.loads(settings.read_text()), lora_sites(model), directory)
+    _check_same_scaling(read_json(settings, _SETTINGS), lora_sites(model), directory)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

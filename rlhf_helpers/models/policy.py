@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
-from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning, shown
+from rlhf_helpers.config.reading import unreadable
+from rlhf_helpers.runs.tensors import read_tensors
 
+from .finite_logits import FiniteLogits
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
 from .lora import (
     load_adapter,
@@ -34,9 +38,10 @@ from .lora import (
     lora_sites,
     merged_lora,
     save_adapter,
-    set_lora_dropout,
 )
 from .lora_state import merged_state_dict
+from .packed import pack_frozen
+from .precision import layers_in_float32
 
 STATIC_WIDTH = 16  # tokens
 
@@ -54,6 +59,7 @@ class Policy(nn.Module):
     """A causal model whose top layers carry LoRA, with a value head on its last hidden state."""
 
     own_decoding = True  # see decoding.py
+    packs_weights: bool | None = None  # None: where a measurement says that it pays (packed.py)
 
     def __init__(
         self,
@@ -70,6 +76,8 @@ class Policy(nn.Module):
         self.v_head = nn.Sequential(
             nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 1)
         )
+        # Log-probabilities, the reference policy's too, are those of softmax(logits / temperature).
+        self.temperature = 1.0
         self._layers_name = "layers" if hasattr(self.decoder, "layers") else "h"
         depth = len(self.layers)
         top = depth if num_layers_unfrozen < 0 else min(max(num_layers_unfrozen, 1), depth)
@@ -80,12 +88,18 @@ class Policy(nn.Module):
             # The top layers themselves learn, and nothing that the reference policy shares.
             base.requires_grad_(False)
             if num_layers_unfrozen != 0:
+                layers_in_float32(self.layers[self.branch :])
                 self._reference_layers = copy.deepcopy(self.layers[self.branch :])
                 self.layers[self.branch :].requires_grad_(True)
         accepted = inspect.signature(self.decoder.forward).parameters
         # OPT and BLOOM work positions out from the attention mask; the others want them given.
-        self.wants_positions = "position_ids" in accepted and base.config.model_type != "opt"
+        self.takes_positions = "position_ids" in accepted
+        self.wants_positions = self.takes_positions and base.config.model_type != "opt"
+        dropouts = [site.dropout for site in lora_sites(base)]
+        self._lora_dropouts = [dropout for dropout in dropouts if dropout is not None]
+        self._is_packed = False
         self.record: Any = None  # a kept_trunk.SamplingRecord, where sampling is to fill one
+        base.eval()
         self.set_dropout(active=False)
 
     # --- parts -----------------------------------------------------------------------------
@@ -121,8 +135,10 @@ class Policy(nn.Module):
 
     def set_dropout(self, active: bool) -> None:
         """Switch LoRA's dropout; the base model's own dropout is never active (as in trlX)."""
-        self.base.eval()
-        set_lora_dropout(self.base, active)
+        if self.base.training:  # somebody called train(): a walk through all modules, not each step
+            self.base.eval()
+        for dropout in self._lora_dropouts:
+            dropout.train(active)
 
     # --- forward passes ----------------------------------------------------------------------
 
@@ -136,10 +152,9 @@ class Policy(nn.Module):
         """
         if trunk is None:
             trunk = self.trunk(tokens, attention_mask)
-        with self._autocast():
-            hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
-            labels = tokens[:, start + 1 : start + width + 1]
-            return self.label_logprobs(hidden, labels), self.value(hidden)
+        hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
+        labels = tokens[:, start + 1 : start + width + 1]
+        return self.label_logprobs(hidden, labels), self.value(hidden)
 
     @torch.no_grad()
     def score(
@@ -149,25 +164,23 @@ class Policy(nn.Module):
 
         `trunk` [B, N, h]: states that are known already, from sampling.
         """
-        with self._autocast():
-            if trunk is None:
-                trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
-            else:
-                hidden = self.top(trunk, tokens, attention_mask)
-            ref_hidden = self.reference_top(trunk, tokens, attention_mask)
-            labels = tokens[:, start + 1 :]
-            return Scored(
-                self.label_logprobs(hidden[:, start:-1], labels),
-                self.label_logprobs(ref_hidden[:, start:-1], labels),
-                self.value(hidden[:, start:-1]),
-                trunk,
-            )
+        if trunk is None:
+            trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+        else:
+            hidden = self.top(trunk, tokens, attention_mask)
+        ref_hidden = self.reference_top(trunk, tokens, attention_mask)
+        labels = tokens[:, start + 1 :]
+        return Scored(
+            self.label_logprobs(hidden[:, start:-1], labels),
+            self.label_logprobs(ref_hidden[:, start:-1], labels),
+            self.value(hidden[:, start:-1]),
+            trunk,
+        )
 
     @torch.no_grad()
     def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """States that enter the top, without the top's work: [B, N] -> [B, N, h]."""
-        with self._autocast():
-            return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
+        return self.trunk_and_hidden(tokens, attention_mask, stop_at_branch=True)[0]
 
     def trunk_and_hidden(
         self, tokens: Tensor, attention_mask: Tensor, stop_at_branch: bool = False
@@ -180,7 +193,9 @@ class Policy(nn.Module):
             if stop_at_branch:
                 raise _AtBranch
 
-        hook = self.layers[self.branch].register_forward_pre_hook(keep, with_kwargs=True)
+        hook = self.layers[self.branch].register_forward_pre_hook(
+            keep, with_kwargs=True, prepend=True
+        )
         try:
             hidden = self._decode(tokens, attention_mask)
         except _AtBranch:
@@ -205,19 +220,33 @@ class Policy(nn.Module):
         head = self.base.get_output_embeddings()
         if torch.is_grad_enabled():
             if is_frozen_linear(head):
-                return frozen_head_logprobs(hidden, head, labels)
-            return logprobs_of_labels(head(hidden).float(), labels)
+                return frozen_head_logprobs(hidden, head, labels, self.temperature)
+            return logprobs_of_labels(self.tempered(head(hidden)), labels)
         # Some rows at a time: their logits stay in the processor's cache.
         rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
         slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
-        logprobs = [logprobs_of_labels(head(h).float(), ids) for h, ids in slices]
+        logprobs = [logprobs_of_labels(self.tempered(head(h)), ids) for h, ids in slices]
         return torch.cat(logprobs).unflatten(0, labels.shape)
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits in float32, divided by `temperature`: [..., V] -> [..., V]."""
+        logits = logits.float()
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""
-        return self.v_head(hidden.to(self.v_head[0].weight.dtype)).squeeze(-1).float()
+        return self.v_head(hidden.float()).squeeze(-1)
+
+    def _pack(self) -> None:
+        """Pack the frozen weights before the first pass, when they have arrived on their device."""
+        if not self._is_packed and self.packs_weights is not False:
+            reference = [] if self._reference_layers is None else [self._reference_layers]
+            packed = pack_frozen(self.base, *reference, measured=self.packs_weights is None)
+            self.packs_weights = packed > 0
+        self._is_packed = True
 
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        self._pack()
         positions = {}
         if self.wants_positions:
             position_ids = attention_mask.long().cumsum(-1) - 1
@@ -234,7 +263,7 @@ class Policy(nn.Module):
                 return (trunk, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": trunk}
 
-        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True)
+        hook = layers[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
         try:
             with self._only_layers(layers):
                 return self._decode(tokens, attention_mask)
@@ -250,10 +279,6 @@ class Policy(nn.Module):
         finally:
             setattr(decoder, self._layers_name, everything)
 
-    def _autocast(self):
-        dtype = self.base.get_input_embeddings().weight.dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
     # --- sampling ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -261,21 +286,29 @@ class Policy(nn.Module):
         """Sample continuations, [B, Q] -> [B, Q + new tokens]; arguments as of `base.generate`.
 
         The loop of decoding.py, and transformers' own where that loop does not know a setting.
+        Raises NotFiniteError (on a CPU torch's own RuntimeError) on logits that are no numbers.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         tokenizer = self.tokenizer
         given = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         given |= kwargs
-        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        self._pack()
+        guard = FiniteLogits()
+        if given.get("do_sample") and self.device.type == "cuda":
+            given["logits_processor"] = [*(given.get("logits_processor") or ()), guard]
+        rows = self._generate(input_ids.to(self.device), attention_mask.to(self.device), given)
+        guard.check()
+        return rows
+
+    def _generate(self, ids: Tensor, mask: Tensor, given: dict[str, Any]) -> Tensor:
         if self.own_decoding:
             # Not above: the transformers of engine="trlx" lacks what is imported there.
             from .decoding import decode, settings_for
 
             settings = settings_for(self.base, given)
             if settings is not None:
-                with self._autocast():
-                    sampled = decode(self, ids, mask, settings, self.record is not None)
+                sampled = decode(self, ids, mask, settings, self.record is not None)
                 if self.record is not None:
                     self.record.ids, self.record.states = sampled.fed, sampled.states
                 return sampled.tokens
@@ -286,13 +319,18 @@ class Policy(nn.Module):
         fits one width only, so prompts are then padded to a multiple of STATIC_WIDTH."""
         static = given.get("cache_implementation") == "static"
         more = -ids.shape[1] % STATIC_WIDTH if static else 0
-        with self._autocast():
-            rows = self.base.generate(
-                input_ids=F.pad(ids, (more, 0), value=given["pad_token_id"]),
-                attention_mask=F.pad(mask, (more, 0)),
-                **given,
-            )
+        rows = self.base.generate(
+            input_ids=F.pad(ids, (more, 0), value=given["pad_token_id"]),
+            attention_mask=F.pad(mask, (more, 0)),
+            **given,
+        )
         return rows[:, more:] if more else rows
+
+    def sampling_temperature(self, settings: dict[str, Any]) -> float:
+        """The temperature at which `generate` draws with these settings; 1 where it never draws."""
+        if not settings.get("do_sample"):
+            return 1.0
+        return settings.get("temperature") or self.base.generation_config.temperature or 1.0
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:
@@ -306,8 +344,7 @@ class Policy(nn.Module):
     @property
     def lora_dropout_active(self) -> bool:
         """Whether LoRA's dropout would draw random numbers now."""
-        dropouts = [site.dropout for site in lora_sites(self.base)]
-        return any(d is not None and d.training and getattr(d, "p", 0) > 0 for d in dropouts)
+        return any(d.training and getattr(d, "p", 0) > 0 for d in self._lora_dropouts)
 
     # --- files -------------------------------------------------------------------------------
 
@@ -353,12 +390,13 @@ class Policy(nn.Module):
         if self.has_lora:
             load_adapter(self.base, directory)
         else:
-            self.base.load_state_dict(
-                load_file(directory / "unfrozen_layers.safetensors"), strict=False
-            )
+            layers = directory / "unfrozen_layers.safetensors"
+            wanted = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+            self.base.load_state_dict(_fitting(read_tensors(layers), wanted, layers), strict=False)
         value_head = directory / "value_head.safetensors"
-        if value_head.exists():
-            self.v_head.load_state_dict(load_file(value_head))
+        if os.path.lexists(value_head):
+            wanted = self.v_head.state_dict()
+            self.v_head.load_state_dict(_fitting(read_tensors(value_head), wanted, value_head))
         else:
             warnings.warn(
                 f"{directory} has no value_head.safetensors: this policy can sample and be "
@@ -366,6 +404,17 @@ class Policy(nn.Module):
                 ConfigWarning,
                 stacklevel=3,
             )
+
+
+def _fitting(
+    tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The tensors if they are the wanted ones, in name and shape; else UnreadableFileError."""
+    shapes = [{name: tuple(t.shape) for name, t in each.items()} for each in (tensors, wanted)]
+    odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+    if odd:
+        raise unreadable(path, f"{shown(odd[0])} is not as this model has it")
+    return tensors
 
 
 class _AtBranch(Exception):

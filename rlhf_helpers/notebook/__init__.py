@@ -9,8 +9,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "opening": ["start"],
+        "all_in_one": ["in_drive", "run_everything"],
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
+        "labelling": ["label_pairs"],
         "costs": ["known_costs"],
         "fields": ["try_it"],
     },

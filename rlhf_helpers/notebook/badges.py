@@ -13,7 +13,10 @@ from pathlib import Path
 
 import nbformat
 
+from rlhf_helpers.config.reading import read_text
 from rlhf_helpers.runs.files import atomic_write_text
+
+from .reading import parse_notebook
 
 BADGE = re.compile(
     r"\[!\[Open In Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
@@ -65,8 +68,8 @@ def is_bootstrap(cell: nbformat.NotebookNode) -> bool:
 
 def rewrite_notebook(path: Path, url: str) -> bool:
     """Refresh badge and bootstrap cell of one notebook; whether anything changed."""
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
+    before = read_text(path)
+    notebook = parse_notebook(before, path)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = replace_badges(cell.source, url)
@@ -78,10 +81,11 @@ def rewrite_notebook(path: Path, url: str) -> bool:
 def rewrite_badges(repo_root: Path) -> list[Path]:
     """Refresh README.md and all notebooks from pyproject.toml; the files that changed."""
     url = repository_url(repo_root / "pyproject.toml")
-    notebooks = sorted((repo_root / "notebooks").rglob("[0-9]*.ipynb"))
+    folder = repo_root / "notebooks"
+    notebooks = sorted([*folder.rglob("[0-9]*.ipynb"), *folder.glob("colab/*.ipynb")])
     changed = [path for path in notebooks if rewrite_notebook(path, url)]
     readme = repo_root / "README.md"
-    before = readme.read_text(encoding="utf-8")
+    before = read_text(readme)
     if _write_if_changed(readme, before, replace_badges(before, url)):
         changed.append(readme)
     return changed

@@ -15,7 +15,6 @@ from pathlib import Path
 
 OWN_FRONT_END = ("jupyterlab",)  # would replace the server that Colab itself runs on
 KEPT = ("torch", "torchvision", "torchaudio", "numpy")
-TORCHAO_MINIMUM = (0, 16)  # peft refuses to work beside an older one, and Colab brings 0.10
 
 
 def installed_version(name: str) -> str | None:
@@ -36,13 +35,6 @@ def constraints_text(versions: dict[str, str | None]) -> str:
     return "".join(f"{name}=={version}\n" for name, version in pinned.items())
 
 
-def torchao_is_too_old(version: str | None) -> bool:
-    """Whether the installed torchao would make peft raise ImportError."""
-    if version is None:
-        return False
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < TORCHAO_MINIMUM
-
-
 def requirements_for_colab(text: str) -> str:
     """The lines of requirements.txt without what Colab has its own of."""
     lines = text.splitlines(keepends=True)
@@ -52,8 +44,6 @@ def requirements_for_colab(text: str) -> str:
 def main() -> None:
     """Install the requirements around what the image has."""
     pip = [sys.executable, "-m", "pip"]
-    if torchao_is_too_old(installed_version("torchao")):
-        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchao"], check=True)
     requirements = Path(__file__).resolve().parents[2] / "requirements.txt"
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"

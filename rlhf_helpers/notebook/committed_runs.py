@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    load_profile,
-    repo_root,
-    resolve_run_dir,
-)
-from rlhf_helpers.runs.files import KEPT, RunDir, read_json
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import clone_root, resolve_run_dir
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.runs.contents import read_manifest
+from rlhf_helpers.runs.files import KEPT, RunDir, made_directory, refuse_links, remove, writing_to
 
 MAX_BYTES = 5_000_000
 # Of a further seed only what tables and figures of several seeds need.
@@ -39,8 +38,15 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
     not finished, ConfigError when a notebook of it failed or the files are too large to commit.
     """
     run = RunDir(resolve_run_dir(run_dir), create=False)
+    figures = figures or clone_root("The command keep") / "figures"
+    with writing_to(figures, "try again"):
+        return _keep(run, as_seed, figures)
+
+
+def _keep(run: RunDir, as_seed: bool, figures: Path) -> Path:
     sources = [run.require(name) for name in (KEPT_OF_A_SEED if as_seed else KEPT)]
-    rows = read_json(run.manifest)["notebooks"]
+    refuse_links(run.path)  # nothing from outside of it is copied
+    rows = read_manifest(run.manifest)["notebooks"]
     not_done = [row["name"] for row in rows if row["status"] != "executed"]
     if not_done:
         raise ConfigError(f"{run.path} is not a finished run: {', '.join(not_done)} did not end.")
@@ -48,30 +54,39 @@ def keep_run(run_dir: str | Path, as_seed: bool = False, figures: Path | None = 
     if run.eval_samples.exists() and not as_seed:
         sources.append(run.eval_samples)  # the texts on the way, which notebook 04 shows
     profile = load_profile(run.path)
-    figures = figures or repo_root() / "figures"
     semantics = profile.config.method.semantics
     as_usual = semantics == load_profile(profile.name).config.method.semantics
     kind = "seeds" if as_usual else semantics
     place = f"{kind}/{profile.name}-{profile.config.train.seed}"
     target = figures / (place if as_seed else f"reference_runs/{profile.name}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    made_directory(target.parent)
+    if target.parent.resolve() != figures.resolve() / target.parent.name:
+        raise ConfigError(f"{target.parent} leads out of {figures}: remove that link.")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         copied = Path(folder) / "run"
         copied.mkdir()
         for source in sources:
             if source.is_dir():
-                shutil.copytree(source, copied / source.name, ignore=LEFT_OUT)
+                shutil.copytree(source, copied / source.name, symlinks=True, ignore=LEFT_OUT)
             else:
-                shutil.copy2(source, copied / source.name)
+                shutil.copy2(source, copied / source.name, follow_symlinks=False)
         size = sum(path.stat().st_size for path in copied.rglob("*") if path.is_file())
         if size > MAX_BYTES:
             raise ConfigError(
                 f"{run.path} has {size / 1e6:.1f} MB to keep, {MAX_BYTES / 1e6:.0f} MB at most: "
                 "lower evaluation.n_prompts."
             )
-        if target.exists():
-            shutil.rmtree(target)
-        copied.rename(target)
+        # The earlier run goes when this one is there: nothing is lost if this is interrupted.
+        earlier = Path(folder) / "earlier"
+        if os.path.lexists(target):
+            target.rename(earlier)
+        try:
+            copied.rename(target)
+        except BaseException:
+            if earlier.exists():
+                earlier.rename(target)
+            raise
+        remove(earlier)
     return target
 
 
@@ -86,7 +101,7 @@ def draw_readme_figures(profile: str = "cpu") -> list[Path]:
     )
     from rlhf_helpers.show.run_figures import headline_figure, seeds_figure, semantics_figure
 
-    folder = repo_root() / "figures"
+    folder = clone_root("The command figures") / "figures"
     drawn = [save_figure(headline_figure(reference_run_dir(profile)), folder / "headline.png")]
     runs = finished_runs(profile)
     if len(runs) > 1:

@@ -9,13 +9,16 @@ from typing import Any
 
 import nbformat
 
+from rlhf_helpers.config.reading import read_text
 from rlhf_helpers.progress import duration
+from rlhf_helpers.runs.contents import read_manifest
 from rlhf_helpers.runs.files import (
     MissingRunFileError,
     atomic_write_text,
-    read_json,
     reference_run_dir,
 )
+
+from .reading import parse_notebook
 
 # The machine of each profile, as the header's columns name it.
 MACHINES = {"cpu": "2 CPU cores", "t4": "T4, 16 GB", "seed": "A100, 40 GB"}
@@ -29,7 +32,7 @@ def known_costs(profile: str) -> list[dict[str, Any]]:
         path = reference_run_dir(profile).manifest
     except MissingRunFileError:
         return []
-    rows = read_json(path)["notebooks"] if path.exists() else []
+    rows = read_manifest(path)["notebooks"] if path.exists() else []
     return [row for row in rows if row["status"] == "executed"]
 
 
@@ -54,8 +57,8 @@ def _cost(notebook: str, profile: str) -> tuple[str, str]:
 
 def rewrite_cost_table(path: Path) -> bool:
     """Bring the table in one notebook's header up to date; whether anything changed."""
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
+    before = read_text(path)
+    notebook = parse_notebook(before, path)
     table = cost_table(path.stem)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

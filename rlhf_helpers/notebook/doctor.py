@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -18,11 +19,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import Profile, repo_root, resolve_run_dir
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import clone_root, repo_root, resolve_run_dir
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.progress import printable
 
-from .colab import installed_version, torchao_is_too_old
+from .colab import installed_version
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+PACKAGE = "rlhf-on-one-gpu"
 GB = 1e9
 MEMORY_NEEDED = {"cpu": 4 * GB, "smoke": 3 * GB}  # bytes; other profiles need a GPU
 # Without these a run still works; the rest of requirements.txt must be there.
@@ -44,14 +49,15 @@ def examine(profile: Profile, run_dir: str | Path) -> list[Finding]:
     """All checks; one that breaks becomes a failed row instead of an exception."""
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", check_python),
+        ("system", check_system),
         ("libraries", check_libraries),
-        ("torchao", check_torchao),
         ("device", lambda: check_device(profile)),
         ("memory", lambda: check_memory(profile)),
         ("disk", lambda: check_disk(resolve_run_dir(run_dir))),
         ("write access", lambda: check_write_access(resolve_run_dir(run_dir))),
         ("assets", lambda: check_assets(profile)),
         ("notebook kernel", check_kernel),
+        ("clone", check_clone),
     ]
     return [finding for name, check in checks for finding in _guarded(name, check)]
 
@@ -72,6 +78,16 @@ def check_python() -> list[Finding]:
     return [Finding("Python", OK, found)]
 
 
+def check_system() -> list[Finding]:
+    """What is not supported outside Linux: a row for Windows and a Mac with Apple's GPU."""
+    if platform.system() == "Windows":
+        found = "never tested: stopping a run may lose what came after its last checkpoint"
+        return [Finding("system", WARN, found, "use WSL 2, or try it on a short run first")]
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return [Finding("system", OK, "macOS: runs take the CPU, Apple's GPU (MPS) is not used")]
+    return []
+
+
 def requirement_lines(path: Path) -> list[str]:
     """The requirements of a requirements.txt without comments."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -84,7 +100,10 @@ def check_libraries(requirements: Path | None = None) -> list[Finding]:
     from packaging.requirements import Requirement
 
     path = requirements or repo_root() / "requirements.txt"
-    wanted = [Requirement(line) for line in requirement_lines(path)]
+    # What pip installed has no such file, but remembers what it asked for.
+    asked = requirement_lines(path) if path.is_file() else importlib.metadata.requires(PACKAGE)
+    wanted = [Requirement(line) for line in asked or []]
+    wanted = [requirement for requirement in wanted if requirement.marker is None]
     rows = []
     for requirement in wanted:
         version = installed_version(requirement.name)
@@ -99,15 +118,6 @@ def check_libraries(requirements: Path | None = None) -> list[Finding]:
         shown = ", ".join(f"{n} {installed_version(n)}" for n in ("torch", "transformers", "peft"))
         rows.append(Finding("libraries", OK, f"all {len(wanted)} in range: {shown}"))
     return rows
-
-
-def check_torchao() -> list[Finding]:
-    """An old torchao, such as the one in Colab's image, makes peft refuse to work."""
-    version = installed_version("torchao")
-    if torchao_is_too_old(version):
-        found = f"{version}, with which peft fails"
-        return [Finding("torchao", FAIL, found, "pip uninstall torchao")]
-    return []
 
 
 def check_device(profile: Profile) -> list[Finding]:
@@ -136,8 +146,8 @@ def check_memory(profile: Profile) -> list[Finding]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself or its closest parent that exists."""
-    return next(p for p in (path, *path.parents) if p.exists())
+    """The path itself or its closest parent that is a directory."""
+    return next(p for p in (path, *path.parents) if p.is_dir())
 
 
 def check_disk(run_dir: Path) -> list[Finding]:
@@ -152,6 +162,10 @@ def check_disk(run_dir: Path) -> list[Finding]:
 def check_write_access(run_dir: Path) -> list[Finding]:
     """A file can be written where the results go; nothing stays behind."""
     folder = nearest_folder(run_dir)
+    in_the_way = [p for p in (run_dir, *run_dir.parents) if os.path.lexists(p) and not p.is_dir()]
+    if in_the_way:
+        todo = "choose another --run-dir"
+        return [Finding("write access", FAIL, f"{in_the_way[0]} is no directory", todo)]
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
@@ -194,6 +208,16 @@ def check_kernel() -> list[Finding]:
     return [Finding("notebook kernel", OK, f"ipykernel {importlib.metadata.version('ipykernel')}")]
 
 
+def check_clone() -> list[Finding]:
+    """Whether the commands that need the repository's other files can work: a row where not."""
+    try:
+        clone_root("run")
+    except ConfigError:
+        needed = "run, notebooks, keep, figures and badges need a clone of the repository"
+        return [Finding("clone", WARN, "the package alone is installed", needed)]
+    return []
+
+
 def table_rows(findings: list[Finding]) -> list[dict[str, str]]:
     """Plain dicts, for a data frame in the notebook."""
     return [
@@ -217,4 +241,4 @@ def table_text(findings: list[Finding]) -> str:
         lines.append(f"{failed} to mend before a run, {warned} to know about.")
     else:
         lines.append(f"Ready to run, {warned} to know about." if warned else "Ready to run.")
-    return "\n".join(lines)
+    return printable("\n".join(lines))

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    Profile,
-    check_run_dir,
-    load_profile,
-    repo_root,
-    save_config,
-)
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile, check_run_dir, load_profile, save_config
+from rlhf_helpers.progress import printable
+from rlhf_helpers.runs.beginning import claim
 from rlhf_helpers.runs.files import RunDir, open_run
 
 
@@ -36,6 +33,7 @@ def start(
         print(f"Showing the finished run in {_shown(run.path)} ({_named(settings)}).")
         return run, settings
     settings = load_profile(profile, overrides=overrides, seed=seed, run_dir=run_dir)
+    claim(run)
     check_run_dir(settings, run_dir)
     save_config(settings, run_dir)
     print(f"Running in {_shown(run.path)} ({_named(settings)}).")
@@ -55,4 +53,4 @@ def _named(settings: Profile) -> str:
 
 def _shown(path: Path) -> str:
     root = repo_root()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return printable(str(path.relative_to(root) if path.is_relative_to(root) else path))

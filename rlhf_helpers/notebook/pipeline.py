@@ -18,27 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    Profile,
-    check_run_dir,
-    load_profile,
-    repo_root,
-    resolve_run_dir,
-    save_config,
-)
-from rlhf_helpers.progress import duration
+from rlhf_helpers.config.checks import ConfigError, Sentence, shown
+from rlhf_helpers.config.paths import clone_root, resolve_run_dir
+from rlhf_helpers.config.profiles import Profile, check_run_dir, load_profile, save_config
+from rlhf_helpers.progress import duration, printable
+from rlhf_helpers.runs.beginning import claim
 from rlhf_helpers.runs.files import RunDir, writing_to
 from rlhf_helpers.runs.lock import only_run_in
 from rlhf_helpers.runs.manifest import record_notebook, write_manifest
 
 from .kernels import InterpreterKernelManager
+from .reading import read_notebook
 from .watch import CellNumbers, NotebookWatch, TimeEstimate
 
 EXECUTED, FAILED, INTERRUPTED = "executed", "failed", "interrupted"
 
 
-class PipelineError(RuntimeError):
+class PipelineError(Sentence, RuntimeError):
     """A notebook failed or the run was interrupted; the message names notebook, cell and error."""
 
 
@@ -56,7 +52,7 @@ def notebook_paths(names: list[str] | None = None, folder: Path | None = None) -
 
     Raises ConfigError for a name that does not exist, with those that do.
     """
-    folder = folder or repo_root() / "notebooks"
+    folder = folder or clone_root("The command run") / "notebooks"
     everything = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not everything:
         raise ConfigError(f"There are no notebooks in {folder}: run this in a full clone.")
@@ -65,11 +61,12 @@ def notebook_paths(names: list[str] | None = None, folder: Path | None = None) -
     chosen = set()
     for name in names:
         stem = Path(name).stem
-        found = [p for p in everything if p.stem == stem or p.stem.split("_")[0] == stem]
+        number = stem.zfill(2)  # 3 is 03
+        found = [p for p in everything if p.stem == stem or p.stem.split("_")[0] == number]
         found += (folder / "exercises").glob(f"{stem}.ipynb")  # by the whole name alone
         if not found:
             known = ", ".join(p.stem for p in everything)
-            raise ConfigError(f"Notebook {name!r} does not exist: choose from {known}.")
+            raise ConfigError(f"Notebook {shown(name)} does not exist: choose from {known}.")
         chosen.update(found)
     return sorted(chosen)
 
@@ -91,8 +88,9 @@ def run_pipeline(
     """
     paths = notebook_paths(notebooks, notebook_folder)
     loaded = load_profile(profile, overrides=overrides, seed=seed, run_dir=run_dir)
-    check_run_dir(loaded, run_dir)
     run = RunDir(resolve_run_dir(run_dir))
+    claim(run)
+    check_run_dir(loaded, run_dir)
     with writing_to(run.path), only_run_in(run.path, ".pipeline.lock"):
         return _run_locked(paths, loaded, run, run_dir, profile, overrides, reference_run)
 
@@ -119,7 +117,9 @@ def _run_locked(
         "overrides": dict(overrides or {}),
         "reference_run": reference_run,
     }
-    print(f"Profile {loaded.name}, seed {parameters['seed']}, {len(paths)} notebooks -> {run.path}")
+    print(printable(
+        f"Profile {loaded.name}, seed {parameters['seed']}, {len(paths)} notebooks -> {run.path}"
+    ))  # fmt: skip
     estimate = TimeEstimate.from_earlier_runs([p.stem for p in paths], loaded.name, run)
     with Interrupts() as interrupts:
         return [_run_notebook(path, parameters, run, estimate, interrupts) for path in paths]
@@ -173,8 +173,8 @@ def _execute(path: Path, output: Path, parameters: dict[str, Any], watch: Notebo
 
     output.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
-        str(path),
-        str(output),
+        _without_fields(path),
+        _without_fields(output),
         parameters=parameters,
         kernel_name="python3",
         language="python",
@@ -185,6 +185,11 @@ def _execute(path: Path, output: Path, parameters: dict[str, Any], watch: Notebo
         kernel_manager_class=InterpreterKernelManager,
         on_cell_start=watch.cell_started,
     )
+
+
+def _without_fields(path: Path) -> str:
+    """The path for papermill, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def failure_sentence(notebook: str, error: Exception, watch: NotebookWatch) -> str:
@@ -254,7 +259,7 @@ def execute_in_place(paths: list[Path]) -> None:
 
     for path in paths:
         started = time.monotonic()
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_notebook(path)
         NotebookClient(
             notebook,
             timeout=None,

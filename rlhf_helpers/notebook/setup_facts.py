@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_helpers.config.trl_config import Profile
-from rlhf_helpers.data.assets import (
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.data.reviews import (
     HELD_OUT_BUCKET,
     JUDGE_BUCKETS,
     REWARD_BUCKETS,

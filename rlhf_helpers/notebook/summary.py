@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import repo_root
-from rlhf_helpers.progress import duration
-from rlhf_helpers.runs.files import RunDir, read_json, read_jsonl
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.reading import UnreadableFileError
+from rlhf_helpers.progress import duration, printable
+from rlhf_helpers.runs.contents import (
+    read_evaluation,
+    read_manifest,
+    read_metrics,
+    read_samples,
+)
+from rlhf_helpers.runs.files import RunDir
 
 WIDTH = 96
 
 
 def run_summary(run: RunDir) -> str:
-    """The whole summary of a run directory; parts whose file is missing are left out."""
-    parts = [before_after_table(run), results(run), costs(run), places(run)]
-    return "\n\n".join(part for part in parts if part)
+    """The whole summary of a run directory; parts whose file is missing are left out.
+
+    A file that cannot be read has its sentence there: the run itself is done.
+    """
+    parts = [_readable(part, run) for part in (before_after_table, results, costs, places)]
+    return printable("\n\n".join(part for part in parts if part))
+
+
+def _readable(part: Callable[[RunDir], str], run: RunDir) -> str:
+    try:
+        return part(run)
+    except UnreadableFileError as error:
+        return str(error)
 
 
 def before_after_table(run: RunDir, n_prompts: int = 4) -> str:
@@ -26,9 +44,9 @@ def before_after_table(run: RunDir, n_prompts: int = 4) -> str:
     """
     if not (run.baseline_samples.exists() and run.after_samples.exists()):
         return ""
-    from rlhf_helpers.data.assets import POST_EVAL_PROMPTS
+    from rlhf_helpers.data.reviews import POST_EVAL_PROMPTS
 
-    before, after = (_by_prompt(read_jsonl(p)) for p in (run.baseline_samples, run.after_samples))
+    before, after = (_by_prompt(read_samples(p)) for p in (run.baseline_samples, run.after_samples))
     shared = [prompt for prompt in before if prompt in after]
     chosen = [p for p in POST_EVAL_PROMPTS if p in shared] or shared[:n_prompts]
     blocks = [_block(prompt, before[prompt], after[prompt]) for prompt in chosen[:n_prompts]]
@@ -60,14 +78,15 @@ def results(run: RunDir) -> str:
     """Reward at the start and the end, with the interval, KL and diversity."""
     lines = []
     if run.metrics.exists():
-        rewards = [m["reward/mean"] for m in read_jsonl(run.metrics) if "reward/mean" in m]
+        rewards = [m.get("reward/mean") for m in read_metrics(run.metrics)]
+        rewards = [reward for reward in rewards if reward is not None]
         if rewards:
             lines.append(
                 f"Reward on the training run's own evaluation prompts: {rewards[0]:.3f} at the "
                 f"start, {rewards[-1]:.3f} at the end"
             )
     if run.evaluation.exists():
-        e = read_json(run.evaluation)
+        e = read_evaluation(run.evaluation)
         d = e["paired_difference"]
         lines += [
             f"Reward on {e['n_prompts']} held-out prompts: {e['reward_before']:.3f} before, "
@@ -85,7 +104,7 @@ def costs(run: RunDir) -> str:
     """Wall time and peak memory of each notebook."""
     if not run.manifest.exists():
         return ""
-    rows = read_json(run.manifest)["notebooks"]
+    rows = read_manifest(run.manifest)["notebooks"]
     if not rows:
         return ""
     lines = [f"{'notebook':36}{'time':>8}{'peak memory':>14}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -11,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-import nbformat
 import psutil
 
-from rlhf_helpers.progress import duration
-from rlhf_helpers.runs.files import MissingRunFileError, RunDir, read_json, reference_run_dir
+from rlhf_helpers.progress import duration, printable
+from rlhf_helpers.runs.contents import read_manifest
+from rlhf_helpers.runs.files import MissingRunFileError, RunDir, reference_run_dir
+
+from .reading import read_notebook
 
 SAMPLE_SECONDS = 0.25
 QUIET_SECONDS = 10.0  # after which a line says that the notebook still runs
@@ -40,8 +43,8 @@ class TimeEstimate:
         except MissingRunFileError:
             pass
         for path in manifests:
-            rows = read_json(path).get("notebooks", []) if path.exists() else []
-            seconds = {r["name"]: r["seconds"] for r in rows if r.get("status") == "executed"}
+            rows = read_manifest(path)["notebooks"] if path.exists() else []
+            seconds = {r["name"]: r["seconds"] for r in rows if r["status"] == "executed"}
             if all(name in seconds for name in names):
                 return cls(names, seconds)
         return cls(names, {})
@@ -85,7 +88,7 @@ class CellNumbers:
     @classmethod
     def of(cls, path: Path) -> CellNumbers:
         """Read a notebook that papermill has not touched yet."""
-        cells = nbformat.read(path, as_version=4).cells
+        cells = read_notebook(path).cells
         tags = [cell.metadata.get("tags", []) for cell in cells]
         if any("injected-parameters" in names for names in tags):
             return cls(len(cells), None)
@@ -131,6 +134,7 @@ class NotebookWatch:
         """Print text of the notebook, indented."""
         with self._lock:
             for line in text.replace("\r\n", "\n").splitlines(keepends=True):
+                line = shown_line(line)
                 self.out.write(INDENT + line if self._at_line_start else line)
                 self._at_line_start = line.endswith(("\n", "\r"))
             self.out.flush()
@@ -206,6 +210,16 @@ class NotebookWatch:
         ending = "" if left is None else f" · about {duration(left)} left in all"
         newline = "" if self._at_line_start else "\n"
         self.write(f"{newline}… {self.name}{self.where()} · {duration(elapsed)}{ending}\n")
+
+
+# What colours and moves in a terminal, as kernels print it with their errors.
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def shown_line(line: str) -> str:
+    """A line of a notebook's output without what could command the terminal."""
+    body = line.rstrip("\r\n")
+    return printable(_ESCAPE_SEQUENCE.sub("", body)) + line[len(body) :]
 
 
 def resident_bytes(processes: Iterable[psutil.Process]) -> int:

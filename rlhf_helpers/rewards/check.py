@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_helpers.data.assets import HELD_OUT_BUCKET
+from rlhf_helpers.data.reviews import HELD_OUT_BUCKET
+
+from .calibration import reliability
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE_NAME = "reward_check.jsonl"
 SNIPPET_WORDS = 40  # about the length of what PPO shows the reward model
 
 # (what makes it hard, the text, 1 positive, 0 negative, None: no opinion about a film)
@@ -73,14 +74,11 @@ def surest_errors(rows: Sequence[Mapping[str, Any]], n: int) -> list[Mapping[str
 
 def reliability_rows(rows: Sequence[Mapping[str, Any]], n_bins: int = 5) -> list[dict[str, Any]]:
     """For each range of the reward: how many texts, their mean reward, the share positive."""
-    table = []
-    for b in range(n_bins):
-        low, high = b / n_bins, (b + 1) / n_bins
-        own = [r for r in rows if min(int(r["reward"] * n_bins), n_bins - 1) == b]
-        count = len(own)
-        table.append({
-            "range": f"{low:.1f} to {high:.1f}", "texts": count,
-            "reward": sum(r["reward"] for r in own) / count if count else None,
-            "positive": sum(r["label"] for r in own) / count if count else None,
-        })  # fmt: skip
-    return table
+    bins = reliability([r["reward"] for r in rows], [r["label"] for r in rows], n_bins)["bins"]
+    return [
+        {
+            "range": f"{b['from']:.1f} to {b['to']:.1f}", "texts": b["count"],
+            "reward": b["mean_probability"], "positive": b["share_positive"],
+        }
+        for b in bins
+    ]  # fmt: skip

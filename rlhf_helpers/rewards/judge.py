@@ -5,30 +5,21 @@ on word 1- and 2-grams, no transformer) and in labels (buckets 1-3 of the review
 Rotten Tomatoes snippets; the reward model learns from buckets 4-9). Where the reward
 rises and this judge does not follow, the reward is being gamed.
 
-`python -m rlhf_helpers.rewards.judge` trains it again, in under a minute on one CPU core.
+`python -m rlhf_helpers train-judge` trains it again (making/train_judge.py).
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-JUDGE_DIR = Path(__file__).resolve().parents[1] / "artifacts" / "ngram-judge"
-JUDGE_BUCKETS = range(1, 4)
-HELD_OUT_BUCKET = 0
+from rlhf_helpers.data.assets import ARTIFACTS, SUMS, AssetError, file_sha256, read_sums
 
-CROP_WORDS = 40  # about the length of the samples it will judge
-CROPS_PER_REVIEW = 3  # one from the start of the review, the others from anywhere
-MAX_FEATURES = 40_000
-# The inverse strength of the regularisation, chosen on bucket 3 among 0.3, 1 and 4.
-INVERSE_REGULARISATION = 1.0
+JUDGE_DIR = ARTIFACTS / "ngram-judge"
 VECTORIZER = dict(
     ngram_range=(1, 2),
     sublinear_tf=True,
@@ -36,10 +27,8 @@ VECTORIZER = dict(
     dtype=np.float32,
 )
 
-Report = Callable[[str], None]
 
-
-class JudgeError(RuntimeError):
+class JudgeError(AssetError):
     """The stored judge is missing or is not the one its checksums describe."""
 
 
@@ -59,7 +48,7 @@ class JudgeModel:
         if not len(features) == len(idf) == len(weights):
             raise JudgeError(
                 f"The judge has {len(features)} features, {len(idf)} idf values and "
-                f"{len(weights)} weights: train it again with python -m rlhf_helpers.rewards.judge."
+                f"{len(weights)} weights: train it again with python -m rlhf_helpers train-judge."
             )
         self.features, self.idf, self.weights, self.bias = list(features), idf, weights, bias
         self._vectorizer = TfidfVectorizer(vocabulary=self.features, **VECTORIZER)
@@ -94,16 +83,12 @@ class JudgeModel:
 def load_judge(directory: str | Path = JUDGE_DIR) -> JudgeModel:
     """The judge stored in `directory`, its file checked against SHA256SUMS first."""
     path = Path(directory) / "judge.npz"
-    remedy = f"make it again with python -m rlhf_helpers.rewards.judge --out {directory}"
-    for needed in (path, path.with_name("SHA256SUMS")):
+    remedy = f"make it again with python -m rlhf_helpers train-judge --out {directory}"
+    for needed in (path, path.with_name(SUMS)):
         if not needed.is_file():
             raise JudgeError(f"The judge's file {needed} is missing: {remedy}.")
-    expected = dict(
-        reversed(line.split(maxsplit=1))
-        for line in path.with_name("SHA256SUMS").read_text().splitlines()
-    )
-    if _sha256(path) != expected.get(path.name):
-        raise JudgeError(f"{path} does not have the hash in SHA256SUMS: {remedy}.")
+    if file_sha256(path) != read_sums(path.parent).get(path.name):
+        raise JudgeError(f"{path} does not have the hash in {SUMS}: {remedy}.")
     with np.load(path, allow_pickle=False) as stored:
         features = stored["features"].tobytes().decode().split("\n")
         return JudgeModel(features, stored["idf"], stored["weights"], float(stored["bias"]))
@@ -125,138 +110,3 @@ class ClassifierJudge:
 def judge_by_name(name: str) -> JudgeModel | ClassifierJudge:
     """The judge that a profile's `assets.judge` names; anything with `score(texts)`."""
     return load_judge() if name == JUDGE_DIR.name else ClassifierJudge(name)
-
-
-def crop(text: str, words: int, rng: np.random.Generator | None = None) -> str:
-    """`words` consecutive words: the first ones, or from a place drawn from `rng`."""
-    tokens = text.split()
-    start = 0 if rng is None else int(rng.integers(max(1, len(tokens) - words + 1)))
-    return " ".join(tokens[start : start + words])
-
-
-def with_crops(texts: Sequence[str], labels: Sequence[int], seed: int) -> tuple[list, list]:
-    """Whole texts and CROPS_PER_REVIEW short pieces of each, with the text's label.
-
-    The pieces teach it what is to be judged later: about forty words, often the first
-    forty, in which the sentiment may not have shown yet.
-    """
-    rng = np.random.default_rng(seed)
-    examples, targets = list(texts), list(labels)
-    for i in range(CROPS_PER_REVIEW):
-        examples += [crop(text, CROP_WORDS, None if i == 0 else rng) for text in texts]
-        targets += list(labels)
-    return examples, targets
-
-
-def fit_judge(texts: Sequence[str], labels: Sequence[int]) -> JudgeModel:
-    """Tf-idf of the most frequent n-grams, then L2-regularised logistic regression."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    vectorizer = TfidfVectorizer(max_features=MAX_FEATURES, **VECTORIZER)
-    counts = vectorizer.fit_transform(texts)
-    model = LogisticRegression(C=INVERSE_REGULARISATION, solver="liblinear", random_state=0)
-    model.fit(counts, labels)
-    features = vectorizer.get_feature_names_out().tolist()
-    return JudgeModel(
-        features,
-        vectorizer.idf_.astype(np.float32),
-        model.coef_[0].astype(np.float32),
-        float(model.intercept_[0]),
-    )
-
-
-def train_judge(
-    out_dir: str | Path = JUDGE_DIR, seed: int = 0, report: Report = print
-) -> JudgeModel:
-    """Train on buckets 1-3 and the snippets; write judge.npz, metrics.json, SHA256SUMS.
-
-    Snippets are split by the same hash as the reviews: those of bucket 0 are held out.
-    `report` is told what is being done.
-    """
-    report("1/4 reading reviews and snippets")
-    reviews, snippets = _load_texts()
-    chosen = reviews[reviews["bucket"].isin(list(JUDGE_BUCKETS))]
-    short = snippets[snippets["bucket"] != HELD_OUT_BUCKET]
-    texts, labels = with_crops(chosen["text"].tolist(), chosen["label"].tolist(), seed)
-    report(f"2/4 fitting on {len(texts) + len(short):,} texts (about 20 s)")
-    judge = fit_judge(texts + short["text"].tolist(), labels + short["label"].tolist())
-    report("3/4 measuring on bucket 0")
-    metrics = judge_metrics(judge, reviews, snippets, seed)
-    metrics |= {"train_reviews": len(chosen), "train_snippets": len(short), "seed": seed}
-    report("4/4 writing")
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    judge.save(out_dir)
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    sums = [f"{_sha256(out_dir / name)}  {name}\n" for name in ("judge.npz", "metrics.json")]
-    (out_dir / "SHA256SUMS").write_text("".join(sums))
-    return judge
-
-
-def judge_metrics(judge: JudgeModel, reviews, snippets, seed: int) -> dict:
-    """Accuracy and calibration on the held-out bucket: whole reviews, pieces, snippets.
-
-    A piece carries the label of its whole review, which forty words often do not show:
-    its accuracy has a ceiling far under 1 for any judge.
-    """
-    rng = np.random.default_rng(seed + 1)
-    held_out = reviews[reviews["bucket"] == HELD_OUT_BUCKET]
-    short = snippets[snippets["bucket"] == HELD_OUT_BUCKET]
-    sets = {
-        "whole_reviews": (held_out["text"].tolist(), held_out["label"]),
-        "first_40_words": ([crop(t, CROP_WORDS) for t in held_out["text"]], held_out["label"]),
-        "any_40_words": ([crop(t, CROP_WORDS, rng) for t in held_out["text"]], held_out["label"]),
-        "rotten_tomatoes": (short["text"].tolist(), short["label"]),
-    }
-    return {name: _accuracy(judge.score(texts), labels) for name, (texts, labels) in sets.items()}
-
-
-def calibration_error(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 10
-) -> float:
-    """Expected calibration error: |share positive - mean probability|, over equal bins.
-
-    The bins are equally wide in P(positive) and weighted by how many texts they hold.
-    """
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    bin_of = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = [
-        abs(labels[bin_of == b].mean() - probabilities[bin_of == b].mean()) * (bin_of == b).mean()
-        for b in np.unique(bin_of)
-    ]
-    return float(sum(gaps))
-
-
-def _accuracy(probabilities: Sequence[float], labels) -> dict:
-    right = (np.asarray(probabilities) > 0.5) == np.asarray(labels, dtype=bool)
-    return {
-        "n": len(right),
-        "accuracy": round(float(right.mean()), 4),
-        "calibration_error": round(calibration_error(probabilities, labels), 4),
-    }
-
-
-def _load_texts():
-    """The reviews and the snippets as data frames of text, label, bucket."""
-    from rlhf_helpers.data import assets
-
-    return assets.load_reviews().to_pandas(), assets.load_snippets().to_pandas()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the independent judge again.")
-    parser.add_argument("--out", default=JUDGE_DIR, help="directory for judge.npz")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the pieces of reviews")
-    arguments = parser.parse_args()
-    judge = train_judge(arguments.out, arguments.seed)
-    against, in_favour = judge.top_features()
-    print("against:", ", ".join(against), "\nfor:    ", ", ".join(in_favour))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,8 +4,8 @@ what they returned."""
 from __future__ import annotations
 
 import decimal
+import inspect
 import itertools
-import json
 import math
 import numbers
 import os
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from rlhf_helpers.config.checks import shown
-from rlhf_helpers.data.assets import find_asset
+from rlhf_helpers.config.checks import Sentence, shown
+from rlhf_helpers.config.reading import NUMBER, read_json
+from rlhf_helpers.data.assets import asset_loaded, find_asset
+from rlhf_helpers.runs.tensors import read_tensors
 
 if TYPE_CHECKING:
     from transformers import TextClassificationPipeline
@@ -47,7 +48,7 @@ PROGRAMMING_ERRORS = (
 LARGEST = 1e30  # rewards are stored as float32, and their squares are summed
 
 
-class RewardError(ValueError):
+class RewardError(Sentence, ValueError):
     """A reward function failed or returned something unusable; the message says what to do."""
 
 
@@ -64,11 +65,12 @@ def load_classifier(encoder: str | Path, adapter: str | Path) -> BertForSequence
         encoder, id2label=LABELS, label2id={label: i for i, label in LABELS.items()}
     )
     model = BertForSequenceClassification(config).eval()
-    encoder_weights = load_file(Path(encoder) / "model.safetensors")
+    encoder_weights = read_tensors(Path(encoder) / "model.safetensors")
     encoder_weights.pop("embeddings.position_ids", None)  # a buffer that newer versions compute
     model.bert.load_state_dict(encoder_weights)
-    settings = json.loads((Path(adapter) / "adapter_config.json").read_text())
-    merge_adapter(model, load_file(Path(adapter) / ADAPTER_WEIGHTS), settings)
+    settings = read_json(Path(adapter) / "adapter_config.json", {"lora_alpha": NUMBER, "r": NUMBER})
+    with asset_loaded(str(adapter), "reward adapter"):
+        merge_adapter(model, read_tensors(Path(adapter) / ADAPTER_WEIGHTS), settings)
     return model
 
 
@@ -83,8 +85,10 @@ def merge_adapter(
         target = name.removeprefix("base_model.model.")
         if target.endswith(".lora_B.weight"):
             lora_a = adapter[name.replace(".lora_B.", ".lora_A.")].float()  # [r, in]
-            weight = parameters[target.replace(".lora_B.weight", ".weight")]  # [out, in]
-            weight.add_(value.float() @ lora_a, alpha=scale)
+            weight = parameters[target.replace(".lora_B.weight", ".weight")]
+            delta = value.float() @ lora_a  # [out, in]
+            # GPT-2's Conv1D keeps its weight as [in, out].
+            weight.add_(delta.T if settings.get("fan_in_fan_out") else delta, alpha=scale)
         elif not target.endswith(".lora_A.weight"):
             parameters[target].copy_(value)
 
@@ -110,7 +114,8 @@ def pipeline(task: str, model: str, **kwargs: Any) -> Any:
     """`transformers.pipeline`, which finds this project's assets by their names as well."""
     path = find_asset(model).path
     if not (path / "adapter_config.json").exists():
-        return transformers.pipeline(task, model=str(path), tokenizer=str(path), **kwargs)
+        with asset_loaded(model, "text classifier"):
+            return transformers.pipeline(task, model=str(path), tokenizer=str(path), **kwargs)
     encoder = find_asset(ENCODER).path
     return transformers.pipeline(
         task,
@@ -219,6 +224,10 @@ def _call_within(reward_fn: Callable[..., Any], seconds: float | None, kwargs: d
 
 def _computed(value: Any) -> Any:
     """What a generator has still to compute, computed: its errors are those of the call."""
+    if inspect.iscoroutine(value):
+        value.close()  # or Python warns that nobody waited for it
+    if inspect.isawaitable(value) or inspect.isasyncgen(value):
+        raise TypeError("it is an async function: give a plain one, which may call asyncio.run")
     return list(itertools.islice(value, 1_000_000)) if isinstance(value, Iterator) else value
 
 
@@ -233,7 +242,8 @@ def _failure(error: Exception, timeout_seconds: float | None, attempt: int) -> s
         remedy = "mend the function (the traceback above shows where)"
     else:
         remedy = "if that can pass by itself, raise train.reward_retries"
-    return f"reward_fn raised {type(error).__name__}: {error}, given up {attempts}: {remedy}."
+    said = shown(str(error), 500).strip("'\"")
+    return f"reward_fn raised {type(error).__name__}: {said}, given up {attempts}: {remedy}."
 
 
 # --- checking what it returned -------------------------------------------------------------
@@ -283,7 +293,14 @@ def check_rewards(
 
 def _plain(value: Any) -> Any:
     """Tensors and numpy values as Python's own numbers and lists; everything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    try:
+        return value.tolist() if hasattr(value, "tolist") else value
+    except Exception as error:  # a tensor on the meta device has no numbers, a sparse one no list
+        raise RewardError(
+            f"reward_fn returned {_show(type(value).__name__)} without numbers that can be read "
+            f"({type(error).__name__}: {_show(str(error))}): return a list with one number per "
+            "sample."
+        ) from error
 
 
 def _number(value: Any, index: int, samples: list[str], token: int | None = None) -> float:
@@ -291,7 +308,7 @@ def _number(value: Any, index: int, samples: list[str], token: int | None = None
     if isinstance(value, numbers.Real | decimal.Decimal):
         try:
             number = float(value)
-        except OverflowError:  # an integer beyond floats
+        except (ArithmeticError, ValueError, TypeError):  # beyond floats, or a signalling NaN
             number = math.inf
         if abs(number) <= LARGEST:  # neither infinite nor NaN, nor so in float32
             return number

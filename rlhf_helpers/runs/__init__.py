@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "files": [
             "CannotWriteError", "MissingRunFileError", "RunDir", "atomic_write_json",
-            "read_json", "read_jsonl", "write_jsonl",
+            "read_json", "read_jsonl", "reference_run_dir", "write_jsonl",
         ],
         "manifest": ["write_manifest"],
     },

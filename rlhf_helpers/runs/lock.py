@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_helpers.config.trl_config import ConfigError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
+from rlhf_helpers.config.checks import ConfigError
+
+# What file systems answer that know no locks.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
 def only_run_in(directory: str | Path, name: str = ".lock") -> Iterator[None]:
     """Hold the lock `name` of an existing directory while this lasts.
 
-    ConfigError when another process (or another call in this one) holds it. The file stays behind
-    and means nothing by itself: a crash, SIGKILL included, releases the lock. Where the file
-    system knows no locks, a warning says so.
+    ConfigError when another process (or another call in this one) holds it, and where a link or
+    anything but a plain file stands in its place. The file stays behind and means nothing by
+    itself: a crash, SIGKILL included, releases the lock. Where the file system knows no locks, a
+    warning says so.
     """
-    with open(Path(directory) / name, "a+", encoding="utf-8") as file:
-        _lock(file, directory)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
-
-def _lock(file, directory: str | Path) -> None:
-    if fcntl is None:
-        return
+    path = Path(directory) / name
+    _refuse_link(path)
+    lock = FileLock(
+        path, blocking=False, thread_local=False, on_acquired=_sign,
+        fallback_to_soft=False,  # whose file would outlive a killed run
+        preserve_lock_file=True,
+    )  # fmt: skip
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+        lock.acquire()
+    except Timeout:
         raise ConfigError(
-            f"{directory} is in use by another run ({file.read() or 'just started'}): wait until "
-            "it ends, or choose another directory."
+            f"{directory} is in use by another run ({_holder(path)}): wait until it ends, or "
+            "choose another directory."
         ) from None
     except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
         warnings.warn(
             f"{directory} cannot be locked ({error.strerror}): start no second run in it.",
-            stacklevel=4,
+            stacklevel=3,
         )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_link(path: Path) -> None:
+    """ConfigError unless `path` is a file of one name, or nothing yet: its holder writes there."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise ConfigError(f"{path} is a link or no plain file: remove it, then start again.")
+
+
+def _sign(handle: int) -> None:
+    """Write who holds the lock into its open file."""
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "just started"
+    except OSError:  # Windows lets nobody read what another process has locked
+        return "another process"

@@ -9,9 +9,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import Profile, repo_root
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile
 
-from .files import RunDir, atomic_write_json, read_json
+from .contents import read_manifest
+from .files import RunDir, atomic_write_json
 
 # The libraries whose version can change a result.
 RECORDED = (
@@ -44,7 +46,10 @@ def _git_commit(folder: Path) -> str | None:
 
 
 def device_report() -> dict[str, Any]:
-    """The device that training will take: type, name, memory_bytes, cpu_count."""
+    """The device that training will take: type, name, memory_bytes, cpu_count.
+
+    A CUDA GPU, or else the CPU, on Macs too: nothing here runs on Apple's GPU.
+    """
     import torch
 
     report: dict[str, Any] = {"cpu_count": usable_cpus()}
@@ -56,8 +61,6 @@ def device_report() -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "count": torch.cuda.device_count(),
         }
-    if torch.backends.mps.is_available():
-        return report | {"type": "mps", "name": platform.machine(), "memory_bytes": total_memory()}
     return report | {"type": "cpu", "name": cpu_name(), "memory_bytes": total_memory()}
 
 
@@ -93,7 +96,7 @@ def write_manifest(run: RunDir, profile: Profile) -> dict[str, Any]:
     """
     from rlhf_helpers.data.assets import asset_table
 
-    earlier = read_json(run.manifest) if run.manifest.exists() else {}
+    earlier = read_manifest(run.manifest) if os.path.lexists(run.manifest) else {}
     manifest = {
         "profile": profile.name,
         "seed": profile.config.train.seed,
@@ -110,7 +113,7 @@ def record_notebook(
     run: RunDir, name: str, seconds: float, peak_rss_bytes: int, status: str, **more: Any
 ) -> None:
     """Put one notebook's row into manifest.json, in place of an earlier row of that name."""
-    manifest = read_json(run.manifest)
+    manifest = read_manifest(run.manifest)
     row = {
         "name": name,
         "seconds": round(seconds, 2),

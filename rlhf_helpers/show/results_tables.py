@@ -7,16 +7,20 @@ Nothing in these tables is typed by hand: a test compares them with the files.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.progress import duration
-from rlhf_helpers.runs.files import atomic_write_text, read_json
+from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samples
+from rlhf_helpers.runs.files import atomic_write_text
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
+PAIRS = re.compile(r"<!-- pairs -->.*?<!-- /pairs -->", re.DOTALL)
+SUPPORT = re.compile(r"<!-- support -->.*?<!-- /support -->", re.DOTALL)
 COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
 
 
@@ -33,17 +37,16 @@ def corrected_runs(profile: str = "cpu") -> list[Path]:
 
 def _by_seed(runs: list[Path]) -> list[Path]:
     found = [path for path in runs if (path / "evaluation.json").exists()]
-    return sorted(found, key=lambda path: read_json(path / "evaluation.json")["seed"])
+    return sorted(found, key=lambda path: read_evaluation(path / "evaluation.json")["seed"])
 
 
 def results_table(profile: str = "cpu") -> str:
     """Markdown: one row a seed, and the mean; every seed that was run."""
-    runs = [read_json(path / "evaluation.json") for path in finished_runs(profile)]
+    runs = [read_evaluation(path / "evaluation.json") for path in finished_runs(profile)]
     lines = [
         "<!-- results -->",
-        "| seed | reward before | after | difference (95 % interval) | continuation alone "
-        "| judge | KL, nats per sample | distinct-2 | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| seed | reward | gain, 95 % interval | judge | verdict |",
+        "|---|---|---|---|---|",
         *(_row(str(e["seed"]), e) for e in runs),
     ]
     if len(runs) > 1:
@@ -64,7 +67,7 @@ COMPARED = ("reward_after", "judge_after", "kl_per_sequence", "distinct_2_after"
 def runs_by_semantics(profile: str = "cpu") -> dict[str, list[Path]]:
     """The committed runs under `trlx` and under `corrected`: seeds that were run under both."""
     runs = {
-        semantics: {read_json(path / "evaluation.json")["seed"]: path for path in paths}
+        semantics: {read_evaluation(path / "evaluation.json")["seed"]: path for path in paths}
         for semantics, paths in (
             ("trlx", finished_runs(profile)), ("corrected", corrected_runs(profile)),
         )
@@ -79,7 +82,7 @@ def semantics_rows(profile: str = "cpu") -> list[dict[str, Any]]:
     for semantics, paths in runs_by_semantics(profile).items():
         own = [
             {"semantics": semantics, "seed": e["seed"], **{k: e[k] for k in COMPARED}}
-            for e in (read_json(path / "evaluation.json") for path in paths)
+            for e in (read_evaluation(path / "evaluation.json") for path in paths)
         ]
         means = {k: sum(row[k] for row in own) / len(own) for k in COMPARED} if own else {}
         rows += [*own, {"semantics": semantics, "seed": "mean", **means}]
@@ -103,21 +106,35 @@ def _row(name: str, e: dict[str, Any]) -> str:
     d = e["paired_difference"]
     cells = [
         name,
-        f"{e['reward_before']:.3f}",
-        f"**{e['reward_after']:.3f}**",
-        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})",
-        f"{e['reward_continuation_before']:.3f} → {e['reward_continuation_after']:.3f}",
+        f"{e['reward_before']:.3f} → **{e['reward_after']:.3f}**",
+        f"{d['low']:+.3f} to {d['high']:+.3f}",
         f"{e['judge_before']:.3f} → {e['judge_after']:.3f}",
-        f"{e['kl_per_sequence']:.1f}",
-        f"{e['distinct_2_before']:.2f} → {e['distinct_2_after']:.2f}",
         e["verdict"].replace("_", " "),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
+def pairs_table(profile: str = "smollm2", n: int = 3) -> str:
+    """Markdown: the first n held-out prompts of a committed run, before and after, none picked."""
+    run = repo_root() / "figures" / "reference_runs" / profile
+    both = [read_samples(run / name) for name in ("baseline_samples.jsonl", "after_samples.jsonl")]
+    before, after = ([s for s in samples if s["group"] == "heldout"] for samples in both)
+    lines = ["<!-- pairs -->", "| prompt | before | after |", "|---|---|---|"]
+    for one, other in list(zip(before, after, strict=True))[:n]:
+        cells = [f"**{_in_a_cell(one['prompt'])}** …"]
+        cells += [f"{_in_a_cell(s['output'])} *({s['reward']:.2f})*" for s in (one, other)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "<!-- /pairs -->"])
+
+
+def _in_a_cell(text: str) -> str:
+    """A text on one line, with nothing in it that Markdown would read as its own."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
 def costs_table(profile: str = "cpu") -> str:
     """Markdown: wall time and peak memory of each notebook of the reference run."""
-    manifest = read_json(repo_root() / "figures" / "reference_runs" / profile / "manifest.json")
+    manifest = read_manifest(repo_root() / "figures" / "reference_runs" / profile / "manifest.json")
     rows = manifest["notebooks"]
     lines = ["<!-- run costs -->", "| notebook | minutes:seconds | peak memory |", "|---|---|---|"]
     lines += [
@@ -129,11 +146,48 @@ def costs_table(profile: str = "cpu") -> str:
     return "\n".join([*lines, "<!-- /run costs -->"])
 
 
+# Colab's GPUs and the profile that each was made for.
+GPUS = {"T4": "t4", "L4": "seed", "G4": "seed", "A100": "seed", "H100": "seed"}
+
+
+def support_table() -> str:
+    """Markdown: where the project has run, from the files of `make test-colab`."""
+    files = sorted((repo_root() / "figures" / "support").glob("*.json"))
+    images = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    heads = [f"{image['image']}, Python {image['python']}" for image in images]
+    lines = [
+        "<!-- support -->",
+        f"| where | {' | '.join(['Python 3.11', *heads])} |",
+        "|---" * (len(images) + 2) + "|",
+        f"| CPU | {' | '.join(['measured', *map(_what_passed, images)])} |",
+    ]
+    untested = " | ".join(["untested"] * len(images))
+    lines += [f"| {gpu}, profile `{profile}` | – | {untested} |" for gpu, profile in GPUS.items()]
+    for image in images:
+        versions = ", ".join(f"{name} {number}" for name, number in image["versions"].items())
+        lines.append(
+            f"\n{image['image']}: a twin of Colab's image, without a GPU, with {versions}."
+        )
+    return "\n".join([*lines, "<!-- /support -->"])
+
+
+def _what_passed(image: dict[str, Any]) -> str:
+    rows, tests = image.get("notebooks", []), image.get("fast_tests")
+    passed = sum(row["problem"] is None for row in rows)
+    found = f"{image['date']}: {passed} of {len(rows)} runs of notebooks"
+    if tests:
+        done = tests["passed"] + tests["failed"] + tests.get("error", 0)
+        found += f", {tests['passed']:,} of {done:,} fast tests"
+    return found
+
+
 def rewrite_tables(path: Path) -> bool:
     """Bring the tables of README or a page of docs/ up to date; whether anything changed."""
     before = path.read_text(encoding="utf-8")
     after = BLOCK.sub(lambda _: results_table(), before)
+    after = PAIRS.sub(lambda _: pairs_table(), after)
     after = COSTS.sub(lambda _: costs_table(), after)
+    after = SUPPORT.sub(lambda _: support_table(), after)
     after = SEMANTICS.sub(lambda _: semantics_table(), after)
     if after != before:
         atomic_write_text(path, after)

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_helpers.runs.files import RunDir, read_json, read_jsonl
+from rlhf_helpers.runs.contents import read_evaluation, read_metrics, read_samples
+from rlhf_helpers.runs.files import RunDir
 
 from .figures import draw_histogram, draw_kl, draw_reward, finish_axes, series
 from .plot_style import (
@@ -31,10 +32,10 @@ SEED_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 def headline_figure(run_dir: str | Path | RunDir) -> Figure:
     """A run at a glance: reward and KL on the way, rewards before and after."""
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir, create=False)
-    metrics = read_jsonl(run.require("metrics"))
-    before = read_jsonl(run.require("baseline_samples"))
-    after = read_jsonl(run.require("after_samples"))
-    change = read_json(run.require("evaluation"))["paired_difference"]
+    metrics = read_metrics(run.require("metrics"))
+    before = read_samples(run.require("baseline_samples"))
+    after = read_samples(run.require("after_samples"))
+    change = read_evaluation(run.require("evaluation"))["paired_difference"]
     figure = new_figure(height=3.9)
     panels = figure.subplot_mosaic([["reward", "rewards"], ["kl", "rewards"]])
     draw_reward(panels["reward"], metrics)
@@ -54,11 +55,11 @@ def headline_figure(run_dir: str | Path | RunDir) -> Figure:
 def seeds_figure(run_dirs: Sequence[str | Path]) -> Figure:
     """Several seeds of one configuration: reward and KL of each, rewards and judge at the end."""
     runs = [RunDir(path, create=False) for path in run_dirs]
-    evaluations = [read_json(run.require("evaluation")) for run in runs]
+    evaluations = [read_evaluation(run.require("evaluation")) for run in runs]
     figure = new_figure(height=5.2)
     panels = figure.subplot_mosaic([["reward", "kl"], ["end", "end"]])
     for i, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
-        metrics = read_jsonl(run.require("metrics"))
+        metrics = read_metrics(run.require("metrics"))
         look = {
             "color": SEED_COLOURS[i % len(SEED_COLOURS)],
             "linestyle": SEED_STYLES[i % len(SEED_STYLES)],
@@ -135,11 +136,11 @@ def semantics_figure(
     for row, (name, colour, marker, paths) in enumerate(kinds):
         runs = [RunDir(path, create=False) for path in paths]
         for i, run in enumerate(runs):
-            metrics = read_jsonl(run.require("metrics"))
+            metrics = read_metrics(run.require("metrics"))
             look = {"color": colour, "linewidth": 1.3, "label": name if i == 0 else None}
             panels["reward"].plot(*series(metrics, "exp_scores/mean"), **look)
             panels["beta"].plot(*series(metrics, "kl_ctl_value"), **look)
-        ends = [read_json(run.require("evaluation")) for run in runs]
+        ends = [read_evaluation(run.require("evaluation")) for run in runs]
         _draw_reward_against_kl(panels["end"], ends, name, colour, marker)
         for when, fill in (("before", "none"), ("after", "full")):
             values = [e[f"distinct_2_{when}"] for e in ends]

@@ -9,17 +9,20 @@ it has one, the bar is the 95 % interval over prompts.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from rlhf_helpers.config.reading import NUMBER, TEXT, Record, check_fields, read_text, unreadable
 from rlhf_helpers.evaluation.verdict import GAMED_JUDGE_GAIN
-from rlhf_helpers.runs.files import read_jsonl
+from rlhf_helpers.runs.contents import read_metrics
 
 from .figures import series
 from .plot_style import (
@@ -41,19 +44,50 @@ LOOKS = {
     "best-of-n": (GREY, ".", "best of n"),
     "sft": (ORANGE, "P", "SFT on positive reviews"),
     "positive-prompt": (RED, "X", "positive prompt"),
+    "dpo": ("#000000", "v", "DPO"),
+    "ppo-learned": (BLUE, "h", "PPO against a reward model"),
 }
 SEEDS_NOTE = "(3): seeds, small marks; bars: their range, or for one seed the 95 % interval"
 TEXT_COLUMNS = ("name", "kind", "panel", "verdict", "prefix")
+# What the pictures and the tables of docs/study.md need of a row.
+STUDY_ROW = {
+    **dict.fromkeys(("name", "kind", "panel", "verdict"), TEXT),
+    **{f"{name}_{when}": NUMBER for when in ("before", "after")
+       for name in ("reward", "judge", "distinct_2", "self_bleu", "perplexity", "length_tokens")},
+    **{f"{name}_{bound}": NUMBER for bound in ("mean", "low", "high")
+       for name in ("paired_difference", "judge_difference")},
+    "cpu_seconds": NUMBER, "kl_per_sequence?": NUMBER, "kl_analytic?": NUMBER,
+    "trained_parameters?": NUMBER,
+}  # fmt: skip
 
 
-def read_table(path: str | Path) -> list[dict]:
-    """The rows of a table.csv, numbers as numbers, empty cells as None."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+def read_table(path: str | Path, fields: Mapping[str, Any] | None = None) -> list[dict]:
+    """The rows of a table.csv, numbers as numbers, empty cells as None.
+
+    Raises UnreadableFileError where it is no table, or its `fields` are not what they should be.
+    """
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        table = [Record({k: _value(k, v) for k, v in row.items() if k}) for row in rows]
+    except csv.Error as error:
+        raise unreadable(path, f"it is no table ({error})") from None
+    for row in table:
+        row.path = path
+    return [check_fields(row, fields or {}, path) for row in table]
 
 
-def _value(name: str, text: str) -> float | str | None:
-    if text == "":
+def read_study_table(path: str | Path) -> list[dict]:
+    """The finished rows of a study."""
+    return read_table(path, STUDY_ROW)
+
+
+def read_course(path: str | Path) -> list[dict]:
+    """judge_course.csv of a run."""
+    return read_table(path, {"step": NUMBER, "reward": NUMBER, "judge": NUMBER})
+
+
+def _value(name: str, text: str | None) -> float | str | None:
+    if text in ("", None):
         return None
     if name in TEXT_COLUMNS:
         return text
@@ -367,12 +401,12 @@ def course_figure(run_dirs: Sequence[str | Path]) -> Figure:
     figure = new_figure(height=3.4)
     axes = figure.subplots(1, 3)
     runs = [Path(path) for path in run_dirs]
-    metrics = [read_jsonl(path / "metrics.jsonl") for path in runs]
+    metrics = [read_metrics(path / "metrics.jsonl") for path in runs]
     rollouts = [series(m, "exp_scores/mean") for m in metrics]
     kls = [series(m, "objective/kl") for m in metrics]
     _draw_spread(axes[0], rollouts, BLUE, "")
     _draw_spread(axes[1], kls, RED, "")
-    courses = [read_table(path / "judge_course.csv") for path in runs]
+    courses = [read_course(path / "judge_course.csv") for path in runs]
     for field, colour in (("reward", BLUE), ("judge", GREEN)):
         lines = [([r["step"] for r in c], [r[field] for r in c]) for c in courses]
         _draw_spread(axes[2], lines, colour, field)

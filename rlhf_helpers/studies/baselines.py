@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlhf_helpers.config.trl_config import Profile
-from rlhf_helpers.data.assets import REWARD_BUCKETS, load_reviews
+from rlhf_helpers.config.profiles import Profile
+from rlhf_helpers.config.reading import LIST, NUMBER, TEXT, read_jsonl
+from rlhf_helpers.data.reviews import REWARD_BUCKETS, load_reviews
 from rlhf_helpers.evaluation.sampling import (
     EvalPrompt,
     Sample,
@@ -28,7 +29,7 @@ from rlhf_helpers.evaluation.sampling import (
 )
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
-from rlhf_helpers.runs.files import read_jsonl, write_jsonl
+from rlhf_helpers.runs.files import write_jsonl
 from rlhf_helpers.training.semantics import semantics_of
 
 BATCH = 64
@@ -60,7 +61,9 @@ def draw_candidates(
     wanted = [
         dataclasses.replace(p, seed=p.seed + 10_000_000 * i) for p in prompts for i in range(of)
     ]
-    records = read_jsonl(path) if path.exists() else []
+    fields = {"prompt": TEXT, "output": TEXT, "reward": NUMBER, "prompt_ids": LIST,
+              "output_ids": LIST}  # fmt: skip
+    records = read_jsonl(path, fields) if path.exists() else []
     special = semantics_of(profile.config.method.semantics).adds_special_tokens
     room = profile.config.train.seq_length - profile.config.method.gen_kwargs["max_new_tokens"]
     with Progress(len(wanted), "Candidates", unit="sample", done=len(records)) as progress:
@@ -72,10 +75,8 @@ def draw_candidates(
                 {**dataclasses.asdict(s), "reward": r}
                 for s, r in zip(samples, rewards, strict=True)
             ]
-            if (first // (4 * BATCH)) % 8 == 7:
-                write_jsonl(path, records)
+            write_jsonl(path, records)
             progress.update(n=len(batch))
-    write_jsonl(path, records)
     return records
 
 

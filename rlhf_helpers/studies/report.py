@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.reading import read_text
 from rlhf_helpers.evaluation.evaluate_run import evaluation_path
-from rlhf_helpers.runs.files import atomic_write_text, read_json, read_jsonl, reference_run_dir
-from rlhf_helpers.show.study_figures import Group, groups_of, kl_of, read_table
+from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_metrics
+from rlhf_helpers.runs.files import atomic_write_text, reference_run_dir
+from rlhf_helpers.show.study_figures import Group, groups_of, kl_of, read_study_table
 
 from .plan import load_plan
 from .study import refresh
@@ -38,7 +40,7 @@ def study_dir(name: str) -> Path:
 def study_rows(name: str) -> list[dict[str, Any]]:
     """The finished rows of a study; none where it has not run."""
     path = study_dir(name) / "table.csv"
-    return read_table(path) if path.exists() else []
+    return read_study_table(path) if path.exists() else []
 
 
 def ablation_panels() -> dict[str, list[dict[str, Any]]]:
@@ -164,7 +166,7 @@ def thousand_table(profile: str = "cpu") -> str:
         larger = evaluation_path(path)
         if larger.name == "evaluation.json":
             continue
-        e = read_json(larger)
+        e = read_evaluation(larger)
         for label in ("heldout", "neutral", "hostile"):
             lines.append(_group_line(str(e["run_seed"]), label, e["groups"][label], e))
     files = "`evaluation_1000.json` in `figures/reference_runs/cpu/` and `figures/seeds/`"
@@ -192,9 +194,9 @@ def smollm2_table() -> str:
     from rlhf_helpers.progress import duration
 
     run = reference_run_dir("smollm2")
-    e, manifest = read_json(evaluation_path(run.path)), read_json(run.manifest)
+    e, manifest = read_evaluation(evaluation_path(run.path)), read_manifest(run.manifest)
     ppo = next(row for row in manifest["notebooks"] if row["name"] == "04_ppo_run")
-    steps = [step for step in read_jsonl(run.metrics) if "objective/kl" in step]
+    steps = [step for step in read_metrics(run.metrics) if "objective/kl" in step]
     lines = ["| | before | after | difference (95 % interval) |", "|---|---|---|---|"]
     for name, field, difference in (
         ("reward", "reward", "paired_difference"), ("judge", "judge", "judge_difference"),
@@ -259,7 +261,7 @@ def with_blocks(text: str) -> str:
 
 def rewrite_study_doc(path: Path) -> bool:
     """Bring the tables of docs/study.md up to date; whether anything changed."""
-    before = path.read_text(encoding="utf-8")
+    before = read_text(path)
     after = with_blocks(before)
     if after != before:
         atomic_write_text(path, after)

@@ -9,15 +9,27 @@ table; nothing of that is ours. Ray is optional: `pip install "ray[tune]"`.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import (
+    ConfigError,
+    closest,
+    file_name,
+    integer,
+    mapping,
+    number,
+    one_of,
+    shown,
+    text,
+    unknown,
+)
+from rlhf_helpers.config.files import read_yaml
+from rlhf_helpers.config.reading import read_text
+from rlhf_helpers.config.sections import setting_names
+from rlhf_helpers.runs.files import atomic_write_text, made_directory
 from rlhf_helpers.training.log import SWEEP_TRIAL
 
 # Names in trlX's files and how many values each takes; all but `grid` are Ray's own.
@@ -26,7 +38,10 @@ STRATEGIES = {
     "qrandn": {3}, "randint": {2}, "qrandint": {3}, "lograndint": {2, 3}, "qlograndint": {3, 4},
     "choice": None, "grid": None,
 }  # fmt: skip
-TUNE_CONFIG = {"mode", "metric", "search_alg", "scheduler", "num_samples"}
+TUNE_CONFIG = {
+    "mode": one_of("max", "min"), "metric": text, "search_alg": text, "scheduler": text,
+    "num_samples": integer(1, 100_000),
+}  # fmt: skip
 
 
 def ray_tune():
@@ -44,32 +59,39 @@ def load_sweep(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, An
     Raises ConfigError naming what is wrong with which field.
     """
     path = Path(path)
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}.") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("tune_config"), dict):
+    file_name("the sweep's file name", path.stem)
+    fields = read_yaml(path)
+    if not isinstance(fields.get("tune_config"), dict):
         raise ConfigError(f"{path} has no section tune_config, with metric, mode and num_samples.")
     tune_config = fields.pop("tune_config")
-    unknown = tune_config.keys() - TUNE_CONFIG
-    if unknown:
+    strange = [key for key in mapping("tune_config", tune_config) if key not in TUNE_CONFIG]
+    if strange:
         known = ", ".join(sorted(TUNE_CONFIG))
-        raise ConfigError(f"tune_config.{min(unknown)} is unknown: there are {known}.")
+        raise ConfigError(f"tune_config.{min(strange)} is unknown: there are {known}.")
+    for key, value in tune_config.items():
+        TUNE_CONFIG[key](f"tune_config.{key}", value)
+    if not fields:
+        raise ConfigError(f"{path} names no field to sweep over: add one, with its values.")
     for name, field in fields.items():
         _check_field(name, field)
     return tune_config, fields
 
 
 def _check_field(name: str, field: Any) -> None:
+    # Names without a dot are the script's own.
+    if "." in name and ".".join(name.split(".")[:2]) not in setting_names():
+        raise unknown(name, closest(name, setting_names()))
     if not isinstance(field, dict) or field.keys() != {"strategy", "values"}:
-        raise ConfigError(f"{name} is {field!r}: give it strategy and values.")
+        raise ConfigError(f"{name} is {shown(field)}: give it strategy and values.")
     strategy, values = field["strategy"], field["values"]
-    if strategy not in STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise ConfigError(
-            f"{name}.strategy is {strategy!r}: choose one of {', '.join(STRATEGIES)}."
+            f"{name}.strategy is {shown(strategy)}: choose one of {', '.join(STRATEGIES)}."
         )
     if not isinstance(values, list) or not values:
-        raise ConfigError(f"{name}.values is {values!r}: give a list.")
+        raise ConfigError(f"{name}.values is {shown(values)}: give a list.")
+    if STRATEGIES[strategy]:  # bounds; 1e-4 is a text in YAML
+        field["values"] = [number()(f"{name}.values[{i}]", v) for i, v in enumerate(values)]
     counts = STRATEGIES[strategy]
     if counts and len(values) not in counts:
         wanted = " or ".join(map(str, sorted(counts)))
@@ -99,11 +121,16 @@ def run_trial(hparams: dict[str, Any], script: str, out: str) -> None:
 def load_main(script: str | Path):
     """`main` of a Python file; ConfigError where the file has none."""
     spec = importlib.util.spec_from_file_location("sweep_script", script)
-    if spec is None or not Path(script).exists():
+    if spec is None or not Path(script).is_file():
         raise ConfigError(f"{script} is no Python file.")
+    read_text(script)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "main"):
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {shown(str(error), 200)}"
+        raise ConfigError(f"{script} cannot be run ({problem}): mend it.") from error
+    if not callable(getattr(module, "main", None)):
         raise ConfigError(f"{script} has no main(hparams), which a sweep calls for each trial.")
     return module.main
 
@@ -114,7 +141,9 @@ def run_sweep(
 ):  # fmt: skip
     """Run every trial; Ray's ResultGrid. `cpus` and `gpus` are what one trial gets.
 
-    Results and a table, trials.csv, are left under `out`. Raises ConfigError on a bad file.
+    Results and a table, trials.csv, are left under `out`. The same call goes on with a sweep that
+    was stopped: finished trials stay, the others go on from their last checkpoints. Raises
+    ConfigError on a bad file, or where `out` has another sweep of this name.
     """
     tune_config, fields = load_sweep(sweep_file)
     load_main(script)  # before Ray starts: a mistake shows at once
@@ -124,14 +153,21 @@ def run_sweep(
     schedulers = {"fifo": None, "hyperband": tune.schedulers.HyperBandScheduler()}
     scheduler = tune_config.get("scheduler", "fifo")
     if scheduler not in schedulers:
-        raise ConfigError(f"tune_config.scheduler is {scheduler!r}: choose fifo or hyperband.")
-    out = Path(out).resolve()
+        raise ConfigError(f"tune_config.scheduler is {shown(scheduler)}: choose fifo or hyperband.")
+    out = made_directory(Path(out)).resolve()
+    directory = out / Path(sweep_file).stem
+    goes_on = _claim(directory, Path(sweep_file)) and tune.Tuner.can_restore(str(directory))
     trial = tune.with_parameters(
-        run_trial, script=str(Path(script).resolve()), out=str(out / Path(sweep_file).stem / "runs")
+        run_trial, script=str(Path(script).resolve()), out=str(directory / "runs")
     )
-    tuner = tune.Tuner(
-        tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
-        param_space=search_space(fields),
+    trial = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
+    space = search_space(fields)
+    tuner = tune.Tuner.restore(
+        str(directory), trainable=trial, param_space=space, resume_unfinished=True,
+        restart_errored=True,
+    ) if goes_on else tune.Tuner(
+        trial,
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric=tune_config.get("metric", "reward/mean"), mode=tune_config.get("mode", "max"),
             num_samples=tune_config.get("num_samples", 1), scheduler=schedulers[scheduler],
@@ -139,26 +175,20 @@ def run_sweep(
         run_config=tune.RunConfig(name=Path(sweep_file).stem, storage_path=str(out)),
     )  # fmt: skip
     results = tuner.fit()
-    results.get_dataframe().to_csv(out / Path(sweep_file).stem / "trials.csv", index=False)
+    results.get_dataframe().to_csv(directory / "trials.csv", index=False)
     return results
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m rlhf_helpers sweep`."""
-    parser.add_argument("sweep", metavar="SWEEP.yml", help="fields, strategies and tune_config")
-    parser.add_argument("script", metavar="SCRIPT.py", help="a file with main(hparams)")
-    parser.add_argument("--out", default="sweeps", help="where results go (sweeps)")
-    parser.add_argument("--cpus", type=int, default=1, help="cores of one trial (1)")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of one trial (0)")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run a sweep and name its best trial."""
-    results = run_sweep(
-        arguments.sweep, arguments.script, arguments.out, arguments.cpus, arguments.gpus
-    )
-    best = results.get_best_result()
-    drawn = ", ".join(f"{k} = {v}" for k, v in best.config.items())
-    print(f"Best of {len(results)} trials: {drawn}")
-    print(f"Its metrics: {best.metrics_dataframe.iloc[-1].get('reward/mean')} reward/mean")
-    print(f"Every trial: {Path(arguments.out) / Path(arguments.sweep).stem / 'trials.csv'}")
+def _claim(directory: Path, sweep_file: Path) -> bool:
+    """Whether this very sweep was begun in `directory`; if none was, the file is kept there."""
+    kept = directory / "sweep.yml"
+    wanted = read_text(sweep_file)
+    if not kept.exists():
+        atomic_write_text(kept, wanted)
+        return False
+    if read_text(kept) != wanted:
+        raise ConfigError(
+            f"{directory} belongs to another sweep (its sweep.yml differs from {sweep_file}): "
+            "choose another --out, or remove that directory."
+        )
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +17,15 @@ from rlhf_helpers.algorithms.critic_free import (
     leave_one_out_advantages,
 )
 from rlhf_helpers.algorithms.ppo import RunningMoments
-from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.data.prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.rewards.calling import tokenizer_keyword
 from rlhf_helpers.rewards.reward import call_reward_fn, check_rewards
 
 from .processes import Processes
-from .prompts import Prompt, PromptStream, metadata_of, pad_prompts
 from .random_states import undone_on_failure
 from .rollout import ChunkStatistics, RolloutStore, Scores, build_rollouts, total
 from .semantics import semantics_of, sequences_of
@@ -49,13 +49,14 @@ class RewardCaller:
 
     def __call__(self, texts: Decoded, prompts: Sequence[Prompt] = ()) -> Scores:
         """Scores of the samples: a number each, or a list of numbers each (dense rewards)."""
-        call = functools.partial(
-            self.reward_fn,
-            samples=texts.samples,
-            prompts=texts.prompts,
-            outputs=texts.outputs,
-            **self.keywords | metadata_of(prompts),
-        )
+        lists = {"samples": texts.samples, "prompts": texts.prompts, "outputs": texts.outputs,
+                 **metadata_of(prompts)}  # fmt: skip
+
+        def call() -> Any:
+            # Copies for every attempt: PPO trains on what the policy wrote, whatever is done here.
+            own = {name: list(values) for name, values in lists.items()}
+            return self.reward_fn(**(self.keywords | own))
+
         values = call_reward_fn(call, self.timeout_seconds, self.retries)
         return check_rewards(values, texts.samples, dense_ok=True)
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_helpers.data.prompts import Prompt, metadata_of, pad_prompts
 from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.rewards.calling import call_metric_fn
 
 from .experience import RewardCaller
-from .prompts import Prompt, metadata_of, pad_prompts
 from .sequences import decode
 
 
@@ -45,9 +46,13 @@ def metric_means(
     records: Sequence[dict[str, Any]],
     prompts: Sequence[Prompt],
 ) -> dict[str, float]:
-    """The mean of each metric that the user's `metric_fn` computes, as metrics/<name>."""
+    """The mean of each metric that the user's `metric_fn` computes, as metrics/<name>.
+
+    Raises UserFunctionError where the function fails.
+    """
     texts, outputs = ([r[k] for r in records] for k in ("prompt", "output"))
     samples = [p + o for p, o in zip(texts, outputs, strict=True)]
-    metrics = metric_fn(samples=samples, prompts=texts, outputs=outputs, **metadata_of(prompts))
-    means = {name: torch.as_tensor(v).float().mean().item() for name, v in metrics.items()}
-    return {f"metrics/{name}": mean for name, mean in means.items()}
+    metrics = call_metric_fn(
+        metric_fn, samples=samples, prompts=texts, outputs=outputs, **metadata_of(prompts)
+    )
+    return {f"metrics/{name}": torch.tensor(v).mean().item() for name, v in metrics.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,16 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
+from rlhf_helpers.config.reading import open_regular, unreadable
 from rlhf_helpers.config.trl_config import TRLConfig
-from rlhf_helpers.runs.files import append_jsonl, atomic_write_text, fsync, write_jsonl
+from rlhf_helpers.rewards.calling import user_function_error
+from rlhf_helpers.runs.files import (
+    append_jsonl,
+    atomic_write_text,
+    fsync,
+    open_to_append,
+    write_jsonl,
+)
 
 from .processes import Processes
 
@@ -35,6 +44,7 @@ class TrainingLog:
         self.metrics = directory / "metrics.jsonl"
         self.eval_samples = directory / "eval_samples.jsonl"
         self.callback = callback
+        self.problem: Exception | None = None  # what the callback raised, once it did
         self.trackers: Trackers | None = None
         self.processes: Processes | None = None  # None: this process alone
         self.lines = {"metrics": 0, "eval_samples": 0}  # written so far
@@ -66,9 +76,21 @@ class TrainingLog:
         files = {"metrics": self.metrics, "eval_samples": self.eval_samples}
         for name, path in files.items() if self._writes else ():
             # Not decoded as a whole: what a crash left behind them may be anything.
-            content = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            content: list[bytes] = []
+            if os.path.lexists(path):
+                with open_regular(path) as file:
+                    content = file.read().split(b"\n")[:-1]
+            if len(content) < lines[name]:
+                warnings.warn(
+                    f"{path} has {len(content)} lines where the checkpoint counts {lines[name]}: "
+                    "somebody has removed some.", stacklevel=2,
+                )  # fmt: skip
+                self.lines[name] = len(content)
             kept = b"".join(line + b"\n" for line in content[: lines[name]])
-            atomic_write_text(path, kept.decode("utf-8"))
+            try:
+                atomic_write_text(path, kept.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise unreadable(path, f"it is no text in UTF-8 (byte {error.start})") from None
 
     def sync(self) -> None:
         """Wait until all lines are on the disk: a checkpoint counts on them."""
@@ -90,8 +112,17 @@ class TrainingLog:
         if self.trackers is not None:
             self.trackers.log(stats, step)
         report_to_sweep(record)
-        if self.callback is not None:
-            self.callback(record)
+        self._call_back(record)
+
+    def _call_back(self, record: dict[str, float]) -> None:
+        """Hand a line to the user's callback; what it raises is kept until the run may stop."""
+        if self.callback is None or self.problem is not None:
+            return
+        try:
+            self.callback(dict(record))
+        except Exception as error:
+            self.problem = user_function_error("callback", error)
+            self.problem.__cause__ = error
 
     def later(self, step: int, stats: dict[str, Tensor | float]) -> None:
         """Keep an optimizer step's statistics where they are until `flush`."""
@@ -110,7 +141,7 @@ class TrainingLog:
         """Samples of an evaluation, a line each."""
         if not self._writes:
             return
-        with open(self.eval_samples, "a", encoding="utf-8") as file:
+        with open_to_append(self.eval_samples) as file:
             for record in records:
                 file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
         self.lines["eval_samples"] += len(records)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 
 
 def local_device() -> torch.device:
@@ -47,11 +47,12 @@ class Processes:
                 "a 4-bit base (profile alpaca-7b)."
             )
         # Imported here: the real trlX's old accelerate has none, and never comes here.
-        from accelerate.utils import DataLoaderConfiguration
+        from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
 
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=mixed_precision,
+            mixed_precision=mixed_precision,  # fp16: for its scaled loss alone,
+            kwargs_handlers=[AutocastKwargs(enabled=False)],  # see models/precision.py
             # Batches are split among the processes: the scheduler steps once per optimizer step.
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
@@ -78,8 +79,9 @@ class Processes:
         return list(items[self.index :: self.number])
 
     def gather(self, items: list[Any]) -> list[list[Any]]:
-        """The lists of all processes, in every process."""
-        return gather_object([items]) if self.number > 1 else [items]
+        """The lists of all processes, in every process, their tensors on the host."""
+        # They travel pickled, and a CUDA tensor comes out again on the device of the sender.
+        return gather_object([_on_host(items)]) if self.number > 1 else [items]
 
     def together(self, items: list[Any]) -> list[Any]:
         """What `own` dealt out, in its first order again, in every process."""
@@ -115,6 +117,15 @@ class Processes:
     def wait(self) -> None:
         """Until all have come here: what the main process wrote is there for all."""
         self.accelerator.wait_for_everyone()
+
+
+def _on_host(x: Any) -> Any:
+    """The same lists, tuples and dicts with every tensor in them on the CPU."""
+    if isinstance(x, dict):
+        return {name: _on_host(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(_on_host(item) for item in x)
+    return x.cpu() if isinstance(x, Tensor) else x
 
 
 def _joined(name: str, values: list[float]) -> float:

@@ -17,6 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.ppo import kl_k3, kl_trlx
+from rlhf_helpers.config.sections import PPOConfig
+from rlhf_helpers.config.trl_config import warn_of_truncation
+from rlhf_helpers.models.policy import Policy
 
 from .sequences import Sequences, response_lengths, tokenised_again
 
@@ -108,6 +111,11 @@ class TrlxSemantics:
     # 11. LoRA's dropout: active always.
     dropout_outside_updates = True
 
+    # 12. Temperature: log-probabilities at 1, whatever the samples were drawn at.
+    def logprob_temperature(self, policy: Policy, method: PPOConfig) -> float:
+        """T of the distribution softmax(logits / T) whose log-probabilities are taken."""
+        return 1.0
+
 
 class CorrectedSemantics:
     """The same algorithm with each of trlX's quirks mended."""
@@ -194,6 +202,15 @@ class CorrectedSemantics:
 
     # 11. LoRA's dropout: active in updates only.
     dropout_outside_updates = False
+
+    # 12. Temperature: log-probabilities at that of the samples, the reference policy's too.
+    def logprob_temperature(self, policy: Policy, method: PPOConfig) -> float:
+        """T of the distribution softmax(logits / T) whose log-probabilities are taken.
+
+        ConfigWarning where the samples leave out tokens (top_k ...), which no T describes.
+        """
+        warn_of_truncation(method)
+        return policy.sampling_temperature(method.gen_experience_kwargs or method.gen_kwargs)
 
 
 Semantics = TrlxSemantics | CorrectedSemantics

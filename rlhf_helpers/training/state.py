@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 
 from .experience import Collection, samples_per_prompt
 from .random_states import random_states, set_random_states
@@ -41,6 +41,8 @@ def state_of(trainer) -> dict[str, Any]:
         # At the start of an iteration they are the weights above.
         "good_weights": trainer.good_weights if trainer.position else None,
         "minibatch_order": trainer.generator.get_state(),
+        # Packed products differ in the last bits: a run that goes on computes as it did before.
+        "packed": trainer.policy.packs_weights,
         "processes": [part for (part,) in trainer.processes.gather([_of_this_process(trainer)])],
     }
 
@@ -89,6 +91,7 @@ def restore(trainer, state: dict[str, Any]) -> None:
     if trainer.good_weights is None and trainer.watchdog.active:
         trainer.good_weights = kept_weights(trainer)
     trainer.generator.set_state(state["minibatch_order"])
+    trainer.policy.packs_weights = state.get("packed")
     set_random_states(own["random"])
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,21 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from rlhf_helpers.algorithms.ppo import kl_controller
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    TRLConfig,
-    default_ppo_config,
-    optimizer_class_path,
-    scheduler_class_path,
-    validate_config,
+from rlhf_helpers.config.checks import ConfigWarning
+from rlhf_helpers.config.kwargs import optimizer_class_path, scheduler_class_path
+from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.data.prompts import (
+    PromptStream,
+    check_fits_model,
+    tokenize_prompts,
 )
+from rlhf_helpers.environment import advice_about_threads
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
+from rlhf_helpers.rewards.calling import UserFunctionError
 from rlhf_helpers.rewards.reward import RewardError
-from rlhf_helpers.runs.files import writing_to
+from rlhf_helpers.runs.files import made_directory, refuse_links, writing_to
 from rlhf_helpers.runs.lock import only_run_in
 
 from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, samples_per_prompt
@@ -39,72 +42,13 @@ from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .log import TrainingLog
 from .processes import Processes, local_device
-from .prompts import PromptStream, check_fits_model, check_prompts, tokenize_prompts
 from .random_states import undone_on_failure
 from .rollout import Minibatch, RolloutStore
 from .saving import Saving
 from .semantics import semantics_of
 from .state import kept_weights
-from .trlx_engine import train_with_trlx
 from .update import built, method_loss
 from .watchdog import Watchdog, gradient_norm, no_numbers_said, undo_update
-
-
-def train(
-    model_path: str | None = None,
-    reward_fn: Callable[..., list[float]] | None = None,
-    dataset: Iterable[tuple[str, float]] | None = None,
-    samples: list[str] | None = None,
-    rewards: list[float] | None = None,
-    prompts: list[str] | None = None,
-    eval_prompts: list[str] | None = None,
-    metric_fn: Callable[..., dict[str, list[float]]] | None = None,
-    config: TRLConfig | None = None,
-    stop_sequences: list[str] | None = [],  # noqa: B006  (trlX's default; never changed)
-    callback: Callable[[dict[str, float]], None] | None = None,
-    engine: str | None = None,
-) -> PPOTrainer:
-    """Tune a causal language model with PPO against a plain Python reward function.
-
-    The arguments are those of trlX v0.6.0, plus `callback`, which gets every line of metrics, and
-    `engine`: "trlx" hands the call to the real trlX, where that can be imported.
-    `reward_fn(samples, prompts, outputs, **metadata)` returns one number a sample (or a list of
-    numbers, one a token). Prompts are texts, or dicts with a "prompt" and metadata. Everything is
-    written under `config.train.checkpoint_dir`; a run that was interrupted goes on from there.
-
-    Raises ConfigError on a bad configuration or where another run has the directory, RewardError
-    on a bad reward, WatchdogError when the numbers of a run go wrong (train.watchdog) and
-    CannotWriteError when the disk is full. What was reached until then is kept in each case.
-    """
-    if engine is not None:
-        if engine != "trlx" or callback is not None:
-            raise ConfigError(
-                f"engine is {engine!r}: give 'trlx', without callback, for the real trlX, or leave "
-                "it out."
-            )
-        return train_with_trlx(
-            config, model_path=model_path, reward_fn=reward_fn, dataset=dataset, samples=samples,
-            rewards=rewards, prompts=prompts, eval_prompts=eval_prompts, metric_fn=metric_fn,
-            stop_sequences=stop_sequences,
-        )  # fmt: skip
-    if dataset is not None or samples is not None or rewards is not None:
-        raise ConfigError(
-            "train() tunes online with reward_fn only: dataset, samples and rewards belong to "
-            "trlX's offline methods (ILQL, SFT), which this project does not have."
-        )
-    if reward_fn is None:
-        raise ConfigError("train() needs reward_fn, a function from samples to a list of numbers.")
-    config = config or default_ppo_config()
-    if model_path is not None:
-        config = TRLConfig.update(config.to_dict(), {"model.model_path": model_path})
-    validate_config(config)
-    prompts = check_prompts("prompts", prompts)
-    if eval_prompts is None:
-        eval_prompts = prompts[: config.train.batch_size]
-    trainer = PPOTrainer(config, reward_fn, metric_fn, stop_sequences or [], callback)
-    trainer.add_prompts(prompts, check_prompts("eval_prompts", eval_prompts))
-    trainer.learn()
-    return trainer
 
 
 class PPOTrainer:
@@ -126,6 +70,9 @@ class PPOTrainer:
         self.directory = Path(config.train.checkpoint_dir)
         self.log = TrainingLog(config, self.directory, callback)
         self.semantics = semantics_of(config.method.semantics)
+        advice = advice_about_threads(torch.get_num_threads())
+        if advice and local_device().type == "cpu":
+            warnings.warn(advice, ConfigWarning, stacklevel=3)
         set_seed(config.train.seed)  # Python's and numpy's too: reward functions may draw
         if policy is None:
             policy = load_policy(config, local_device())
@@ -171,6 +118,7 @@ class PPOTrainer:
         self._interrupts: list[int] = []
         self._minibatch: tuple[RolloutStore, list[int], Minibatch] | None = None
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
+        self.policy.temperature = self.semantics.logprob_temperature(policy, method)
         self.processes.seed(train.seed)
 
     @property
@@ -205,7 +153,8 @@ class PPOTrainer:
     def learn(self) -> None:
         """Train to the end, from the beginning or from the newest checkpoint."""
         with writing_to(self.directory, "make the same call: it goes on from the last checkpoint"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            made_directory(self.directory)
+            refuse_links(self.directory)
             lock = only_run_in(self.directory) if self.processes.is_main else nullcontext()
             with lock, interrupts_noted() as self._interrupts:
                 self.log.start_trackers()
@@ -236,6 +185,11 @@ class PPOTrainer:
             self._one_step()
             if self._all_agree(bool(self._interrupts)):
                 self._stop_interrupted()
+            if self._all_agree(self.log.problem is not None):
+                if self.processes.number > 1:  # which are all here: see learn
+                    self.save()
+                    self.save_pretrained()
+                raise self.log.problem or UserFunctionError("callback failed in another process.")
 
     def _catch_up(self) -> None:
         """Do what is due before the next optimizer step; what fails stays due."""
@@ -318,8 +272,14 @@ class PPOTrainer:
             return
         if self._interrupts:
             self._stop_interrupted()
+        self._stop_on_problem()
         if self.saving.is_due():
             self.save()
+
+    def _stop_on_problem(self) -> None:
+        """Raise what the callback raised, if it did: `learn` then saves what there is."""
+        if self.log.problem is not None:
+            raise self.log.problem
 
     def _flush(self) -> None:
         """Log the optimizer steps whose statistics still wait, and look at what they made."""
@@ -448,3 +408,4 @@ class PPOTrainer:
         self.save()
         self.save_pretrained()
         self.log.close()
+        self._stop_on_problem()

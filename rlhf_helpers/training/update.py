@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_helpers.algorithms.critic_free import grpo_loss, rloo_loss
 from rlhf_helpers.algorithms.ppo import ppo_loss, whiten
-from rlhf_helpers.config.trl_config import GRPOConfig, PPOConfig, RLOOConfig
+from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
 
 from .processes import Processes
 from .rollout import Minibatch

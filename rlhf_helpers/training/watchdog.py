@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rlhf_helpers.config.trl_config import TRLConfig
+from rlhf_helpers.models.finite_logits import NotFiniteError
 
 from .rollout import RolloutStore
 from .state import put_back_weights
@@ -222,13 +223,18 @@ def undo_update(trainer, problem: str) -> None:
     )
 
 
+# In torch's errors about sampling from what is no number, on a CPU and on a GPU.
+NO_NUMBERS = ("probability tensor contains", "device-side assert")
+
+
 @contextmanager
 def no_numbers_said(watchdog: Watchdog) -> Iterator[None]:
-    """torch's error about sampling from what is no number, in words: WatchdogError."""
+    """The errors about sampling from what is no number, in words: WatchdogError."""
     try:
         yield
     except RuntimeError as error:
-        if "probability tensor contains" not in str(error):
+        expected = isinstance(error, NotFiniteError) or any(x in str(error) for x in NO_NUMBERS)
+        if not expected:
             raise
         raise WatchdogError(
             "stopped, because the policy's probabilities are not finite numbers: "

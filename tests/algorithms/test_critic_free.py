@@ -12,10 +12,12 @@ from rlhf_helpers.algorithms.critic_free import (
     leave_one_out_advantages,
     rloo_loss,
 )
-from rlhf_helpers.config.trl_config import ConfigError, GRPOConfig, RLOOConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.runs.files import read_jsonl
 
-GROUP = {"method__semantics": "corrected", "method__samples_per_prompt": 2}
+# Two epochs: so many optimizer steps do the runs below have an iteration.
+GROUP = {"method__samples_per_prompt": 2, "method__ppo_epochs": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +182,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, name):
     settings = GROUP | {"method__name": name, "train__checkpoint_interval": 3}
     tiny_train(tmp_path / "whole", **settings)
 
-    class Stop(Exception):
+    class Stop(BaseException):  # like a kill: nothing catches it
         pass
 
     def stop(record):
@@ -200,7 +202,24 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, name):
 def test_a_configuration_changes_its_method_by_name(tmp_path):
     assert isinstance(run_config(tmp_path, method__name="RLOO").method, RLOOConfig)
     assert isinstance(run_config(tmp_path, method__name="grpoconfig").method, GRPOConfig)
+    for name in ("RLOO", "GRPO"):
+        assert run_config(tmp_path, method__name=name).method.semantics == "corrected"
     with pytest.raises(ConfigError, match="samples_per_prompt, which is 3"):
         run_config(tmp_path, method__name="RLOO", method__samples_per_prompt=3)
     with pytest.raises(ConfigError, match="samples_per_prompt"):
         run_config(tmp_path, method__samples_per_prompt=2)
+
+
+def test_their_defaults_are_not_trlxs():
+    assert (RLOOConfig().semantics, RLOOConfig().ppo_epochs) == ("corrected", 1)
+    assert (GRPOConfig().semantics, GRPOConfig().ppo_epochs) == ("corrected", 4)
+    assert (PPOConfig().semantics, PPOConfig().ppo_epochs) == ("trlx", 4)
+
+
+@pytest.mark.parametrize("cls", [RLOOConfig, GRPOConfig])
+def test_there_is_nothing_of_trlxs_to_repeat(cls):
+    with pytest.raises(ConfigError, match="method.semantics is 'trlx': give 'corrected', trlX has "
+                       "neither RLOO nor GRPO"):  # fmt: skip
+        cls(semantics="trlx")
+    with pytest.raises(ConfigError, match="did you mean 'corrected'"):
+        cls(semantics="correct")

@@ -19,10 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_helpers.config import sections as config_sections
-from rlhf_helpers.config.kwargs import OPTIMIZERS, SCHEDULERS
-from rlhf_helpers.config.trl_config import (
-    ConfigError,
-    ConfigWarning,
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning
+from rlhf_helpers.config.files import parse_overrides
+from rlhf_helpers.config.kwargs import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    optimizer_class_path,
+    scheduler_class_path,
+)
+from rlhf_helpers.config.paths import repo_root, resolve_run_dir
+from rlhf_helpers.config.profiles import check_run_dir, load_profile, profile_names, save_config
+from rlhf_helpers.config.sections import (
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
@@ -30,21 +37,10 @@ from rlhf_helpers.config.trl_config import (
     SchedulerConfig,
     TokenizerConfig,
     TrainConfig,
-    TRLConfig,
-    check_run_dir,
-    default_ppo_config,
     get_method,
-    load_profile,
-    optimizer_class_path,
-    parse_overrides,
-    profile_names,
     register_method,
-    repo_root,
-    resolve_run_dir,
-    save_config,
-    scheduler_class_path,
-    validate_config,
 )
+from rlhf_helpers.config.trl_config import TRLConfig, default_ppo_config, validate_config
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 ADDED = {
@@ -294,6 +290,8 @@ def test_unknown_parameters_are_errors_that_name_a_close_one(override, suggestio
 
 def test_evolve_changes_a_copy():
     config = default_ppo_config()
+    static = config.evolve(method=dict(gen_kwargs=dict(cache_implementation="static")))
+    assert static.method.gen_kwargs["cache_implementation"] == "static"
     evolved = config.evolve(method=dict(gamma=0.99, gen_kwargs=dict(max_new_tokens=100)))
     assert evolved.method.gamma == 0.99 and evolved.method.gen_kwargs["max_new_tokens"] == 100
     assert evolved.method.gen_kwargs["top_p"] == 1.0
@@ -396,6 +394,7 @@ BAD = [
     ("method.semantics", "correct", "did you mean 'corrected'"),
     ("method.gen_kwargs", None, "mapping"),
     ("method.gen_kwargs.max_new_tokens", 0, "from 1"),
+    ("method.gen_kwargs.cache_implementation", "hybrid", "give one of 'static'"),
     ("method.gen_kwargs.max_new_tokens", 100_001, "to 100000"),
     ("method.gen_kwargs.max_new_tokens", 128, "which is 128"),
     ("method.gen_kwargs.min_new_tokens", 41, "which is 40"),

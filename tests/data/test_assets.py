@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_helpers.data import assets
+from rlhf_helpers.data import reviews as reviews_module
 from rlhf_helpers.data.assets import AssetError, find_asset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -28,21 +29,20 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def reviews():
-    return assets.load_reviews()
+    return reviews_module.load_reviews()
 
 
 def test_clean_text_by_hand():
-    assert (
-        assets.clean_text("Great.<br /><br />Really  great\n film ") == "Great. Really great film"
-    )
-    assert assets.clean_text("a < b <br/>") == "a < b <br/>"  # only the data set's own tag
+    text = "Great.<br /><br />Really  great\n film "
+    assert reviews_module.clean_text(text) == "Great. Really great film"
+    assert reviews_module.clean_text("a < b <br/>") == "a < b <br/>"  # only the data set's own tag
 
 
 def test_bucket_is_the_sha256_modulo_ten():
     # SHA-256 of "abc" is the example of FIPS 180-2; the last decimal digit of that number is 5.
     number = 0xBA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD
     assert str(number)[-1] == "5"
-    assert assets.bucket_of("abc") == 5
+    assert reviews_module.bucket_of("abc") == 5
 
 
 def test_reviews_are_clean_distinct_and_split(reviews):
@@ -63,27 +63,28 @@ def test_labels_say_what_the_texts_say(reviews):
 
 
 def test_snippets_are_the_other_data_set(reviews):
-    snippets = assets.load_snippets()
+    snippets = reviews_module.load_snippets()
     assert len(snippets) > 8_000 and set(snippets.column_names) == {"text", "label"}
     assert not set(snippets["text"][:]) & set(reviews["text"][:])
 
 
 def test_heldout_prompts_of_the_reviews(reviews):
-    held_out, training = assets.heldout_prompts(reviews), assets.training_prompts(reviews)
+    held_out = reviews_module.heldout_prompts(reviews)
+    training = reviews_module.training_prompts(reviews)
     assert 1_900 <= len(held_out) <= 2_100
     assert len(training) == 24_902 - 2_480
     assert not set(held_out) & set(training)
     assert held_out == sorted(held_out, key=lambda p: sha256(p.encode()))
-    assert assets.heldout_prompts(reviews, n=256) == held_out[:256]
+    assert reviews_module.heldout_prompts(reviews, n=256) == held_out[:256]
     assert {len(p.split()) for p in held_out} == {4}
 
 
 def test_heldout_prompts_by_hand():
     texts = ["a b c d e", "a b c d f", "g h i j k", "l m n o p", "g h i j x", "l m n o q"]
     data = Dataset.from_dict({"text": texts, "label": [0] * 6, "bucket": [0, 0, 0, 0, 3, 9]})
-    assert assets.heldout_prompts(data) == ["a b c d"]  # the others open a review of 3 or 9
-    assert assets.training_prompts(data) == ["g h i j", "l m n o"]
-    assert set(assets.heldout_prompts(data, words=5)) == set(texts[:4])
+    assert reviews_module.heldout_prompts(data) == ["a b c d"]  # the others open a review of 3 or 9
+    assert reviews_module.training_prompts(data) == ["g h i j", "l m n o"]
+    assert set(reviews_module.heldout_prompts(data, words=5)) == set(texts[:4])
 
 
 @settings(deadline=None, max_examples=60)
@@ -97,7 +98,7 @@ def test_heldout_prompts_by_hand():
 def test_heldout_prompts_open_no_review_of_the_other_buckets(rows, words):
     texts, buckets = [" ".join(w) for w, _ in rows], [b for _, b in rows]
     data = Dataset.from_dict({"text": texts, "label": [0] * len(rows), "bucket": buckets})
-    held_out = assets.heldout_prompts(data, words)
+    held_out = reviews_module.heldout_prompts(data, words)
     assert len(set(held_out)) == len(held_out)
     for text, bucket in zip(texts, buckets, strict=True):
         opening = " ".join(text.split()[:words])
@@ -112,7 +113,7 @@ def test_reviews_from_a_local_file(tmp_path, suffix):
     data = Dataset.from_dict({"text": ["good<br />film", "good film", "bad"], "label": [1, 1, 0]})
     path = tmp_path / f"mine{suffix}"
     {".csv": data.to_csv, ".jsonl": data.to_json, ".parquet": data.to_parquet}[suffix](path)
-    loaded = assets.load_reviews(str(path))
+    loaded = reviews_module.load_reviews(str(path))
     assert loaded["text"][:] == ["good film", "bad"]
     assert loaded["label"][:] == [1, 0]
 
@@ -121,7 +122,7 @@ def test_a_file_without_labels_is_refused(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("review\nfine\n")
     with pytest.raises(AssetError, match="columns text and label"):
-        assets.load_reviews(str(path))
+        reviews_module.load_reviews(str(path))
 
 
 # --- places --------------------------------------------------------------------------------
@@ -278,11 +279,11 @@ def test_hub_data_set_is_checked_and_read(hub_cache, tmp_path, monkeypatch):
     known = assets.REGISTRY["stanfordnlp/imdb"]
     hub_cache(known.name, files, kind="datasets", commit=known.revision)
     with pytest.raises(AssetError, match="is pinned"):
-        assets.load_reviews("stanfordnlp/imdb")
+        reviews_module.load_reviews("stanfordnlp/imdb")
     hashes = {name: sha256(content) for name, content in files.items()}
     changed = type(known)(known.name, "", kind="dataset", revision=known.revision, sha256=hashes)
     monkeypatch.setitem(assets.REGISTRY, known.name, changed)
-    loaded = assets.load_reviews("stanfordnlp/imdb")
+    loaded = reviews_module.load_reviews("stanfordnlp/imdb")
     assert sorted(loaded["text"][:]) == ["one", "three", "two"]
 
 

@@ -16,7 +16,7 @@ from rlhf_helpers.data.assets import AssetError
 WIDTH, LAYERS, INNER, VOCABULARY = 32, 2, 64, 300  # a quantised row has blocks of 32
 
 
-def write_gguf(path):
+def write_gguf(path, tokenizer="gpt2"):
     """A random LLaMA with a byte-level vocabulary, its matrices in Q4_1; returns the numbers."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -29,12 +29,12 @@ def write_gguf(path):
     writer.add_rope_dimension_count(16)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
-    words = ["<s>", "</s>", "<|endoftext|>", "w", "1", "w1"]
+    words = ["<s>", "</s>", "<|endoftext|>", "w", "v", "wv"]
     words += [f"x{i}" for i in range(VOCABULARY - len(words))]
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer)
     writer.add_token_list(words)
     writer.add_token_types([3, 3] + [1] * (VOCABULARY - 2))
-    writer.add_token_merges(["w 1"])
+    writer.add_token_merges(["w v"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     shapes = {"token_embd.weight": (VOCABULARY, WIDTH)}
@@ -81,6 +81,24 @@ def test_the_directory_holds_the_numbers_of_the_file(tiny):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert len(tokenizer) == VOCABULARY and tokenizer.eos_token == "</s>"
     assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
+
+
+def test_the_tokenizer_is_that_of_the_file_whatever_transformers_reads(tiny):
+    """By hand: "wv" is the one merge, the control tokens stand for no text, the end is token 1."""
+    directory = gguf_model.model_path(str(tiny[0]))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer("wvw</s>q").input_ids == [5, 3, 1]  # q is no token of this file
+    assert tokenizer.convert_ids_to_tokens([0, 1, 5]) == ["<s>", "</s>", "wv"]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    assert tokenizer.decode([5, 3, 1], skip_special_tokens=True) == "wvw"
+    assert sorted(tokenizer.all_special_ids) == [0, 1]
+
+
+def test_another_kind_of_tokenizer_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "other.gguf", tokenizer="llama")
+    with pytest.raises(AssetError, match="kind 'llama'.*tokenizer.json"):
+        gguf_model.model_path(str(tmp_path / "other.gguf"))
 
 
 def test_it_is_made_once_and_again_when_damaged(tiny, monkeypatch):
@@ -132,6 +150,9 @@ def test_smollm2_knows_english():
     directory = gguf_model.model_path("smollm2-135m-instruct")
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.eos_token == "<|im_end|>" == tokenizer.pad_token
+    text = " I can't  believe 1234 films,\n\n in 2021 é 日本 "
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
     losses = []
     for text in ("The capital of France is Paris.", "Paris is France The of capital."):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +66,18 @@ def test_bootstrap_agrees_with_a_loop_and_with_theory():
     standard_error = values.std() / math.sqrt(400)
     assert (high - low) == pytest.approx(2 * 1.96 * standard_error, rel=0.05)
     assert mean == pytest.approx(values.mean())
+
+
+def test_bootstrap_draws_what_scipy_draws():
+    """Its percentile interval, from the same stream of random numbers."""
+    values = np.random.default_rng(4).normal(0.1, 0.3, size=97)
+    for seed in range(3):
+        drawn = scipy.stats.bootstrap(
+            [values], np.mean, n_resamples=10_000, method="percentile",
+            rng=np.random.default_rng(seed),
+        )  # fmt: skip
+        interval = paired_bootstrap(values, seed=seed)
+        assert interval[1:] == pytest.approx(tuple(drawn.confidence_interval), rel=1e-12)
 
 
 def test_bootstrap_covers_the_truth_about_95_times_in_100():

@@ -1,6 +1,5 @@
 """The bench command: what it measures, writes and prints; and the committed measurements."""
 
-import argparse
 import json
 import statistics
 from dataclasses import asdict
@@ -12,10 +11,13 @@ from tiny_runs import one_by_one
 
 import rlhf_helpers.lab.bench as bench_module
 from rlhf_helpers.__main__ import main
-from rlhf_helpers.config.trl_config import repo_root
-from rlhf_helpers.lab import bench_command, bench_iteration
-from rlhf_helpers.lab.bench import VARIED, command_of, exponents
-from rlhf_helpers.lab.bench_iteration import Case, make_trainers, run_iteration
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.lab import bench_iteration
+from rlhf_helpers.lab.bench import command_of, exponents
+from rlhf_helpers.lab.bench_case import VARIED, Case
+from rlhf_helpers.lab.bench_iteration import make_trainers, run_iteration
+from rlhf_helpers.lab.commands import bench as bench_command
+from rlhf_helpers.lab.commands import case_of
 from rlhf_helpers.runs.files import read_json
 from rlhf_helpers.show.bench_table import bench_rows, bench_table
 
@@ -141,9 +143,25 @@ def test_the_command_in_a_file_measures_the_same_case():
     case = Case(shape="deep", batch=8, new_tokens=20, static_cache=True, naive=False, clock="cpu")
     words = command_of(case).split()[3:]
     assert words[0] == "bench"
-    parser = argparse.ArgumentParser()
-    bench_command.add_arguments(parser)
-    assert asdict(bench_command.case_of(parser.parse_args(words[1:]))) == asdict(case)
+    options = bench_command.make_context("bench", words[1:]).params
+    assert asdict(case_of(options)) == asdict(case)
+
+
+@pytest.mark.parametrize(
+    "words, naive",
+    [("", True), ("--naive", True), ("--naive beside", True), ("--naive off", False),
+     ("--naive=off", False), ("--naive --tiny", True), ("--naive off --tiny", False)],
+)  # fmt: skip
+def test_the_naive_half_is_measured_unless_it_is_switched_off(words, naive):
+    options = bench_command.make_context("bench", ["--shape", "deep", *words.split()]).params
+    assert case_of(options) == Case(shape="deep", naive=naive, tiny="--tiny" in words)
+
+
+def test_a_profile_and_a_shape_exclude_each_other(capsys, tmp_path):
+    words = ["bench", "--profile", "cpu", "--shape", "deep", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "one of --profile, --shape" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # --- the committed measurements --------------------------------------------------------------

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_helpers.config.trl_config import ConfigError, repo_root
-from rlhf_helpers.data.assets import load_reviews
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.data.reviews import load_reviews
 from rlhf_helpers.lab import bench_trlx
-from rlhf_helpers.lab.bench_iteration import Case
+from rlhf_helpers.lab.bench_case import Case
 from rlhf_helpers.runs.files import read_json
 from rlhf_helpers.show import bench_table as bench_results
 from rlhf_helpers.show.bench_figures import beside_trlx_plot

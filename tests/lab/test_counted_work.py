@@ -5,9 +5,12 @@ A model of 3 layers, the top 2 with LoRA; 8 rollouts in 2 chunks of 4, prompts o
 """
 
 import pytest
+import torch
 
+import rlhf_helpers.models.packed as packed
 import rlhf_helpers.models.policy as policy_module
-from rlhf_helpers.lab.bench_iteration import Case, make_trainers, run_iteration, task_of
+from rlhf_helpers.lab.bench_case import Case
+from rlhf_helpers.lab.bench_iteration import make_trainers, run_iteration, task_of
 from rlhf_helpers.lab.counted_work import (
     ModelSizes,
     Task,
@@ -37,9 +40,9 @@ def counts(monkeypatch, engine, semantics="corrected"):
     def called(_module, args, kwargs):
         seen["calls"] += 1
 
-    def through_frozen_head(hidden, head, labels):
+    def through_frozen_head(hidden, head, labels, *more):
         seen["head"] += labels.numel()
-        return frozen(hidden, head, labels)
+        return frozen(hidden, head, labels, *more)
 
     frozen = policy_module.frozen_head_logprobs
     monkeypatch.setattr(policy_module, "frozen_head_logprobs", through_frozen_head)
@@ -84,6 +87,54 @@ def test_naive_computes_everything_everywhere(monkeypatch):
         "head": 8 * 6 + 2 * 8 * 30 + 4 * 8 * 30,
         "kept": 0,
     }
+
+
+def test_rows_that_have_ended_pass_through_nothing(monkeypatch):
+    """With a quarter of the words ending a text, each row is fed up to its last token but one."""
+    trainer = make_trainers(CASE)["fast"]
+    policy, fed = trainer.policy, []
+    ids = torch.randint(200, 512, (8, 24), generator=torch.Generator().manual_seed(0))
+    policy.layers[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: fed.append(
+            (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
+        ),
+        with_kwargs=True,
+    )
+    ends = range(128)
+    torch.manual_seed(0)
+    rows = policy.generate(ids, do_sample=True, top_k=0, max_new_tokens=6, eos_token_id=list(ends))
+    drawn = [
+        next((i + 1 for i, token in enumerate(row) if token in ends), 6)
+        for row in rows[:, 24:].tolist()
+    ]
+    assert min(drawn) < max(drawn)
+    assert sum(fed) == sum(24 + n - 1 for n in drawn)
+
+
+def test_packed_products_serve_all_phases(monkeypatch):
+    """Rows times frozen matrices, counted where they are multiplied: all but LoRA's own layers.
+
+    A layer has 4 matrices of attention (with LoRA in the top two) and 2 of its feed-forward; the
+    head is one more. Counted as in the tests above: 8 x 29 tokens sampled, 2 x 8 x 30 scored,
+    4 x 8 x 30 learnt from; through the head 8 x 6, 2 x 8 x 6, 4 x 8 x 6.
+    """
+    monkeypatch.setenv("RLHF_PACKED", "1")
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    assert packed.packing_pays()  # tries the operators once, which is not to be counted
+    forward, back = [], []
+    for name, seen in (("product", forward), ("product_back", back)):
+        plain = getattr(packed.PackedWeight, name)
+        monkeypatch.setattr(
+            packed.PackedWeight, name,
+            lambda self, x, plain=plain, seen=seen: (
+                seen.append(x.shape[:-1].numel()) or plain(self, x)
+            ),
+        )  # fmt: skip
+    run_iteration(make_trainers(CASE)["fast"])
+    trunk, top, head = 8 * 29, 8 * 29 + 2 * 8 * 30 + 4 * 8 * 30, 8 * 6 + 2 * 8 * 6 + 4 * 8 * 6
+    assert sum(forward) == 6 * trunk + 2 * 2 * top + head
+    # Gradients: through the feed-forward of both top layers, and through the head.
+    assert sum(back) == 4 * 8 * (2 * 2 * 30 + 6)
 
 
 def test_sizes_of_a_model():

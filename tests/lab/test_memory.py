@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_helpers.config.trl_config import load_profile, repo_root
-from rlhf_helpers.lab import memory, memory_command
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.lab import memory, memory_table
 from rlhf_helpers.lab.memory import advice, largest_part, predict, predict_profile, with_libraries
-from rlhf_helpers.lab.memory_command import PROMPT_TOKENS, Case
 from rlhf_helpers.lab.memory_measured import measure
+from rlhf_helpers.lab.memory_table import PROMPT_TOKENS, Case
 from rlhf_helpers.lab.shapes import known_shape, shape_config
-
-MB = 1e6
 
 
 def prediction(case=None, on_gpu=False, dtype="float32", **changes):
@@ -34,6 +33,17 @@ def test_deep_by_hand():
     assert found.peak == sum(found.lasting.values()) + max(
         sum(phase.values()) for phase in found.phases.values()
     )
+
+
+def test_packed_weights_by_hand():
+    """On a CPU in float32: 48 feed-forward matrices and the head once, of the top two layers' four
+    and the head, which gradients pass through, the transpose too."""
+    feed_forward, head = 512 * 2048, 8192 * 512
+    expected = 4 * (48 * feed_forward + head + 4 * feed_forward + head)
+    part = "policy weights, packed"
+    assert prediction().lasting[part] == expected
+    assert prediction(on_gpu=True).lasting[part] == 0
+    assert prediction(dtype="bfloat16").lasting[part] == 0
 
 
 def test_shared_key_value_heads_make_the_cache_smaller():
@@ -90,7 +100,7 @@ def test_no_profile_needs_files_of_the_hub(monkeypatch):
     from rlhf_helpers.data import assets
 
     monkeypatch.setattr(assets, "_find_on_hub", lambda *_: pytest.fail("asked the hub"))
-    rows = {row["profile"]: row for row in memory_command.profile_rows()}
+    rows = {row["profile"]: row for row in memory_table.profile_rows()}
     assert {"seed", "t4", "alpaca-7b", "alpaca-7b, 4-bit", "cpu", "smollm2"} <= set(rows)
     assert rows["cpu"]["device"] == "CPU" and rows["seed"]["device"] == "GPU"
     assert rows["cpu"]["GB"] < rows["smollm2"]["GB"] < rows["t4"]["GB"] < rows["alpaca-7b"]["GB"]
@@ -115,7 +125,7 @@ def test_the_advice_names_the_largest_part_and_ignores_what_no_setting_changes()
 def check_against_a_process(case):
     """On a CPU within 25 % or 300 MB of the measured peak, both with Python and libraries."""
     measured = measure(case.config("float32"), shape_config(case.shape), PROMPT_TOKENS)
-    row = memory_command.row_of(case, prediction(case), measured)
+    row = memory_table.row_of(case, prediction(case), measured)
     assert 0.2e9 < measured["baseline"] < measured["peak"]
     assert abs(row["error_MB"]) < max(300, 0.25 * row["measured_MB"]), row
     return row
@@ -151,7 +161,7 @@ def test_the_committed_table_holds_the_promise():
 
 def test_the_page_says_what_is_predicted_today():
     page = (repo_root() / "docs" / "memory.md").read_text(encoding="utf-8")
-    rows = {row["profile"]: f"{row['GB']:.1f} GB" for row in memory_command.profile_rows()}
+    rows = {row["profile"]: f"{row['GB']:.1f} GB" for row in memory_table.profile_rows()}
     for words, profile in (
         ("batch 32, 128 rollouts, half precision", "seed"),
         ("batch 32, 128 rollouts, half precision", "t4"),

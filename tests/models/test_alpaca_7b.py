@@ -6,11 +6,13 @@ import pytest
 import torch
 from tiny_runs import model_dir
 
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig, load_profile, validate_config
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.config.trl_config import TRLConfig, validate_config
 from rlhf_helpers.lab.memory import predict_profile
 from rlhf_helpers.models.loading import load_base, load_policy, load_trained_policy
 from rlhf_helpers.rewards.task import post_prompts
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs the optional bitsandbytes"

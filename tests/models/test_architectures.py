@@ -7,7 +7,7 @@ from tiny_runs import PROMPTS, letter_reward, run_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_helpers.models.loading import load_trained_policy
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 
 @pytest.fixture(scope="module", params=["opt", "gpt2", "gpt_neox", "llama", "bloom"])

@@ -5,11 +5,11 @@ import torch
 from tiny_runs import PROMPTS, policy_with_lora
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LogitsProcessor
 
+from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.evaluation.sampling import RowNoise
 from rlhf_helpers.lab.naive import NaivePolicy
 from rlhf_helpers.models.decoding import decode, settings_for
 from rlhf_helpers.models.kept_trunk import sampling_recorded
-from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
 
 MANY_ENDS = list(range(3, 100))  # a quarter of the vocabulary: rows end one after another
 LEFT_PADDED, SAME_LENGTH = True, False
@@ -156,6 +156,25 @@ def test_on_a_gpu_the_host_asks_seldom(opt, monkeypatch):
         assert all(step % every == 0 for step in changes)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_model_is_not_left_to_look_at_a_mask(policy, monkeypatch, attention):
+    """On a GPU the host would wait for it at every token; `eager` and BLOOM want it otherwise."""
+    monkeypatch.setattr(policy.base.config, "_attn_implementation", attention)
+    shapes = []
+    forward = policy.base.forward
+    monkeypatch.setattr(
+        policy.base, "forward",
+        lambda **given: shapes.append(given["attention_mask"].ndim) or forward(**given),
+    )  # fmt: skip
+    ours, _ = sampled_by(policy, True, do_sample=True, top_k=0)
+    ready = attention == "sdpa" and policy.base.config.model_type != "bloom"
+    assert shapes[0] == 2 and set(shapes[1:]) == ({4} if ready else {2})
+    monkeypatch.undo()
+    monkeypatch.setattr(policy.base.config, "_attn_implementation", attention)
+    theirs, _ = sampled_by(policy, False, do_sample=True, top_k=0)
+    assert torch.equal(ours, theirs)
+
+
 def test_noise_of_its_own_for_each_row_goes_with_the_rows(opt):
     """The evaluation's draws: the texts are those of `generate`, rows leave as well."""
     drawn = []
@@ -235,7 +254,7 @@ def test_windows_and_rows_that_leave(tmp_path):
 
     class Bare:
         base, layers, branch = model, model.model.layers, 0
-        wants_positions, lora_dropout_active = True, False
+        takes_positions, lora_dropout_active = True, False
 
     ids = torch.randint(16, 64, (6, 5))
     mask = torch.ones_like(ids)

@@ -10,15 +10,16 @@ from rlhf_helpers.models.frozen_head import frozen_head_logprobs, is_frozen_line
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 1000])
-@pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, rows, bias):
+@pytest.mark.parametrize("bias, temperature", [(False, 1.0), (True, 1.0), (True, 0.6)])
+def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, rows, bias, temperature):
     monkeypatch.setattr(frozen_head, "ROWS_ON_CPU", rows)
     torch.manual_seed(0)
     head = nn.Linear(6, 11, bias=bias).double().requires_grad_(False)
     hidden = torch.randn(2, 5, 6, dtype=torch.double, requires_grad=True)
     labels, weights = torch.randint(11, (2, 5)), torch.randn(2, 5)
-    usual = torch.log_softmax(head(hidden), -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    ours = frozen_head_logprobs(hidden, head, labels)
+    distribution = torch.log_softmax(head(hidden) / temperature, -1)
+    usual = distribution.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    ours = frozen_head_logprobs(hidden, head, labels, temperature)
     torch.testing.assert_close(ours.double(), usual, atol=1e-6, rtol=0)
     gradients = [torch.autograd.grad((x * weights).sum(), hidden)[0] for x in (usual, ours)]
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=0)

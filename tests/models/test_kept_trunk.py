@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
+from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
-from rlhf_helpers.training.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.training.rollout import build_rollouts
 from rlhf_helpers.training.semantics import TrlxSemantics, sequences_of
 from rlhf_helpers.training.trainer import PPOTrainer

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -21,13 +23,13 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
-from rlhf_helpers.config.trl_config import ConfigError, ModelConfig
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.sections import ModelConfig
 from rlhf_helpers.models import opendelta_import
 from rlhf_helpers.models.lora import (
     LoraBackendError,
     add_lora,
     count_table,
-    export_peft_adapter,
     layer_indices,
     linear_modules,
     load_adapter,
@@ -39,7 +41,6 @@ from rlhf_helpers.models.lora import (
     parameter_report,
     save_adapter,
     set_lora_dropout,
-    set_lora_enabled,
     structure_tree,
     value_head_parameter_count,
 )
@@ -383,13 +384,12 @@ def test_lora_only_once():
 def test_switching_nests_and_survives_errors(backend):
     model = golden_policy(backend)
     on = logits(model)
-    set_lora_enabled(model, False)
-    off = logits(model)
-    assert torch.equal(off, logits(golden_base())) and not torch.equal(on, off)
-    with lora_disabled(model), merged_lora(model):
-        assert torch.equal(logits(model), off)
-    assert torch.equal(logits(model), off)  # was off before: stays off
-    set_lora_enabled(model, True)
+    with lora_disabled(model):
+        off = logits(model)
+        assert torch.equal(off, logits(golden_base())) and not torch.equal(on, off)
+        with lora_disabled(model), merged_lora(model):
+            assert torch.equal(logits(model), off)
+        assert torch.equal(logits(model), off)  # was off before: stays off
     with pytest.raises(KeyError), lora_disabled(model), lora_disabled(model):
         raise KeyError
     assert torch.equal(logits(model), on)
@@ -524,7 +524,7 @@ def test_adapter_loads_in_peft_and_here(tmp_path, backend, family):
 
     model = prepared()
     randomise_matrices(model)
-    export_peft_adapter(model, tmp_path, base_model="some/base")
+    save_adapter(model, tmp_path, base_model="some/base")
     files = {p.name for p in tmp_path.iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
 
@@ -605,11 +605,47 @@ def test_peft_that_refuses_to_work_is_explained(monkeypatch):
     import peft
 
     def refuse(*_):
-        raise ImportError("Found an incompatible version of torchao")
+        raise ImportError("peft is of no use today")
 
     monkeypatch.setattr(peft, "inject_adapter_in_model", refuse)
-    with pytest.raises(LoraBackendError, match="torchao.*delta_kwargs"):
+    with pytest.raises(LoraBackendError, match="no use today.*delta_kwargs"):
         add_lora(tiny_model("opt"), model_config(peft_config=peft_settings()))
+
+
+BESIDE_TORCHAO = """
+import sys
+from importlib.metadata import version
+from test_lora import add_lora, lora_sites, model_config, peft_settings, tiny_model
+model = tiny_model("opt")
+sys.path.insert(0, sys.argv[1])  # only now: transformers has wishes of its own
+assert version("torchao") == sys.argv[2]
+assert add_lora(model, model_config(peft_config=peft_settings())).backend == "peft"
+assert lora_sites(model)
+from peft.import_utils import is_torchao_available
+try:
+    print(is_torchao_available())
+except ImportError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("version, answer", [("0.10.0", "refused"), ("99.0", "True")])
+def test_peft_adds_lora_whatever_torchao_is_there(tmp_path, version, answer):
+    """One too old for peft, as in Colab's image, and one without anything that peft imports."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    about = tmp_path / f"torchao-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torchao\nVersion: {version}\n")
+    tests = Path(__file__).parents[1]
+    path = [tests.parent, tests, Path(__file__).parent]
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_TORCHAO, tmp_path, version],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [answer]  # to everybody else peft answers as before
 
 
 def test_linear_modules_of_gpt2_are_conv1d():

@@ -1,18 +1,26 @@
 """The command line: one sentence for what is wrong, exit codes, doctor, summary, kept runs."""
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import click
 import pytest
+import torch
 
-from rlhf_helpers.__main__ import build_parser, main
-from rlhf_helpers.config.trl_config import ConfigError, load_profile, save_config
+from rlhf_helpers.__main__ import COMMANDS, EXIT_CODES, cli, main
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile, save_config
 from rlhf_helpers.notebook import colab, doctor
 from rlhf_helpers.notebook.committed_runs import keep_run
 from rlhf_helpers.notebook.doctor import FAIL, OK, WARN, Finding, table_text
 from rlhf_helpers.notebook.summary import before_after_table, costs, results, run_summary
+from rlhf_helpers.runs import manifest
 from rlhf_helpers.runs.files import MissingRunFileError, RunDir, atomic_write_json, write_jsonl
+from rlhf_helpers.training.processes import local_device
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,20 +44,113 @@ def test_what_is_wrong_is_said_in_one_sentence(arguments, words, capsys, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+OPTIONS = {  # of today, with what stands for each where it is not given
+    "run": {"profile": "cpu", "seed": None, "overrides": (), "run_dir": None, "notebooks": (),
+            "reference_run": False},
+    "doctor": {"profile": "cpu", "seed": None, "overrides": (), "run_dir": None},
+    "notebooks": {"names": ()},
+    "badges": {},
+    "keep": {"run_dir": "x", "as_seed": False},
+    "figures": {},
+    "evaluate": {"run_dirs": ("x",), "n_prompts": 1000, "samples_per_opening": 8, "seed": 1000},
+    "study": {"plan": "x", "out": None, "only": None, "first": None},
+    "preferences": {"plan": "figures/study/preferences.yml",
+                    "out": "figures/reference_runs/preferences", "only": None,
+                    "models_only": False},
+    "sweep": {"sweep": "x", "script": "y", "out": "sweeps", "cpus": 1, "gpus": 0.0},
+    "bench": {"profile": None, "shape": None, "gpu_report": False, "batch": None, "rollouts": None,
+              "chunk": None, "new_tokens": None, "unfrozen": None, "layers": None, "threads": None,
+              "iterations": 5, "naive": "beside", "semantics": None, "reward": None,
+              "clock": "wall", "static_cache": False, "vary": None, "values": None,
+              "beside_trlx": None, "tiny": False, "out": "runs/bench"},
+    "memory": {"profile": None, "settings": (), "device": None, "table": False,
+               "out": "runs/memory"},
+    "pretrain": {"out": "runs/pretrain", "seed": 0, "steps": None},
+    "train-reward": {"out": "x", "steps": None, "seed": 0, "eval_reviews": None},
+    "train-judge": {"out": None, "seed": 0},
+}  # fmt: skip
+REQUIRED = {
+    "keep": ["x"], "evaluate": ["x"], "study": ["x"], "sweep": ["x", "y"],
+    "train-reward": ["--out", "x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_options_of_a_command_and_their_defaults(name):
+    context = click.Context(cli)
+    command = cli.get_command(context, name)
+    assert command.make_context(name, list(REQUIRED.get(name, []))).params == OPTIONS[name]
+    assert "--traceback" in command.get_help(click.Context(command))
+    if name in REQUIRED:
+        assert main([name]) == 2
+
+
+def test_the_table_names_every_command():
+    assert COMMANDS.keys() == OPTIONS.keys()
+
+
+NO_HELP_WAITS = """
+import sys
+from rlhf_helpers.__main__ import COMMANDS, main
+for words in ["--help"], ["-h"], *([name, "--help"] for name in COMMANDS):
+    assert main(words) == 0
+    slow = {"torch", "transformers", "sklearn", "pandas", "matplotlib", "datasets"} & {*sys.modules}
+    assert not slow, (words, slow)
+"""
+
+
 def test_help_does_not_wait_for_torch():
-    code = (
-        "import sys; from rlhf_helpers.__main__ import build_parser; build_parser().format_help(); "
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    done = subprocess.run([sys.executable, "-c", NO_HELP_WAITS], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    for name, (_, text) in COMMANDS.items():
+        assert name in done.stdout.decode() and text in done.stdout.decode()
 
 
-def test_every_command_has_help():
-    commands = build_parser()._subparsers._group_actions[0].choices
-    expected = {"run", "doctor", "notebooks", "badges", "keep", "figures", "pretrain"}
-    assert expected <= set(commands)
-    for parser in commands.values():
-        assert "--traceback" in parser.format_help()
+def test_no_command_and_an_unknown_one_are_mistakes(capsys):
+    for words in [], ["tune"], ["run", "--profiel", "x"], ["run", "--seed", "x"], ["badges", "x"]:
+        assert main(words) == 2
+    assert "No such command 'tune'" in capsys.readouterr().err
+
+
+# --- exit codes -----------------------------------------------------------------------------------
+
+BADGES = "rlhf_helpers.notebook.badges.rewrite_badges"  # what the shortest command calls
+
+
+def error_classes():
+    """Every public error class that a module of the package defines: "room.module:Name"."""
+    for path in sorted((ROOT / "rlhf_helpers").rglob("*.py")):
+        for name in re.findall(r"^class ([A-Z]\w*Error)\(", path.read_text("utf-8"), re.M):
+            module = ".".join(path.relative_to(ROOT / "rlhf_helpers").with_suffix("").parts)
+            yield f"{module}:{name}"
+
+
+def test_every_error_class_of_the_package_has_an_exit_code():
+    assert EXIT_CODES.keys() == set(error_classes())
+
+
+@pytest.mark.parametrize("name, code", EXIT_CODES.items())
+def test_an_error_that_explains_itself_is_one_sentence_and_a_code(name, code, capsys, monkeypatch):
+    module, _, kind = name.partition(":")
+    error = getattr(importlib.import_module(f"rlhf_helpers.{module}"), kind)
+    narrower = type("Narrower", (error,), {})  # a subclass counts as its parent
+
+    for raised in error("what is wrong"), narrower("what is wrong"):
+        monkeypatch.setattr(BADGES, Mock(side_effect=raised))
+        assert main(["badges"]) == code
+        assert capsys.readouterr().err == "what is wrong\n"
+        with pytest.raises(error):
+            main(["badges", "--traceback"])
+
+
+def test_an_interrupt_and_an_error_that_nobody_foresaw(capsys, monkeypatch):
+    monkeypatch.setattr(BADGES, Mock(side_effect=KeyboardInterrupt))
+    assert main(["badges"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    for kind in ZeroDivisionError, ValueError, EOFError:
+        monkeypatch.setattr(BADGES, Mock(side_effect=kind))
+        with pytest.raises(kind):
+            main(["badges"])
 
 
 # --- doctor ---------------------------------------------------------------------------------------
@@ -126,6 +227,30 @@ def test_the_table_counts_what_is_to_mend():
     ]
 
 
+@pytest.mark.parametrize(
+    "system, machine, status, words",
+    [
+        ("Linux", "x86_64", None, ""),
+        ("Darwin", "x86_64", None, ""),
+        ("Darwin", "arm64", OK, "MPS. is not used"),
+        ("Windows", "AMD64", WARN, "never tested: stopping"),
+    ],
+)
+def test_what_does_not_work_on_a_system_is_said(monkeypatch, system, machine, status, words):
+    monkeypatch.setattr(doctor.platform, "system", lambda: system)
+    monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
+    rows = doctor.check_system()
+    assert [row.status for row in rows] == ([status] if status else [])
+    assert all(re.search(words, row.found) for row in rows)
+
+
+def test_a_mac_is_reported_as_the_cpu_that_its_runs_take(monkeypatch):
+    """Also with Apple's GPU there: what is reported is the device of the loaded policy."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert manifest.device_report()["type"] == local_device().type == "cpu"
+
+
 # --- Colab ----------------------------------------------------------------------------------------
 
 
@@ -137,13 +262,6 @@ def test_torch_and_numpy_stay_as_the_image_has_them():
 def test_colab_keeps_its_own_front_end():
     text = "torch>=2\njupyterlab>=4  # to read them in\nipykernel>=6\n"
     assert colab.requirements_for_colab(text) == "torch>=2\nipykernel>=6\n"
-
-
-@pytest.mark.parametrize(
-    "version, old", [(None, False), ("0.10.0", True), ("0.15.1+cu1", True), ("0.16.0", False)]
-)
-def test_only_a_torchao_that_breaks_peft_is_removed(version, old):
-    assert colab.torchao_is_too_old(version) is old
 
 
 # --- summary --------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from rlhf_helpers.config.trl_config import ConfigError, load_profile
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.notebook import costs as notebook_costs
 from rlhf_helpers.notebook.fields import try_it
 from rlhf_helpers.notebook.opening import start
@@ -132,7 +133,7 @@ def test_reliability_by_hand():
 
 
 def test_costs_come_from_the_reference_run_and_nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_helpers.config.trl_config.repo_root", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_helpers.config.paths.repo_root", lambda: tmp_path)
     manifest = tmp_path / "figures" / "reference_runs" / "cpu" / "manifest.json"
     rows = [
         {"name": "04_ppo_run", "seconds": 245, "peak_rss_bytes": 1.26e9, "status": "executed"},

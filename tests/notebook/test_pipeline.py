@@ -14,7 +14,9 @@ import psutil
 import pytest
 from tiny_notebooks import write_notebook
 
-from rlhf_helpers.config.trl_config import ConfigError, load_profile, repo_root
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.environment import added_environment
 from rlhf_helpers.notebook import pipeline
 from rlhf_helpers.notebook.pipeline import PipelineError, notebook_paths, run_pipeline

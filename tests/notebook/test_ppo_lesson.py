@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import torch
 
-from rlhf_helpers.config.trl_config import load_profile
+from rlhf_helpers.config.profiles import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the loop needs, and of that the cells that are the algorithm from sampling to the update.

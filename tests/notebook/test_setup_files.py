@@ -1,5 +1,11 @@
 """requirements.txt, its tested versions and pyproject.toml agree, and leave Colab as it is."""
 
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -19,16 +25,94 @@ PINNED = {
     canonicalize_name(r.name): next(iter(r.specifier)).version
     for r in map(Requirement, requirement_lines(ROOT / ".ci" / "constraints.txt"))
 }
-# What Colab's images bring (August 2026, Python 3.12 and 3.13).
+# What Colab's image brings (August 2026, Python 3.13), of what we ask for.
 COLAB = {
-    "torch": "2.11.0", "transformers": "5.15.0", "peft": "0.20.0", "accelerate": "1.14.0",
-    "datasets": "4.0.0", "numpy": "2.1.3",
-}  # fmt: skip
+    canonicalize_name(r.name): next(iter(r.specifier)).version
+    for r in map(Requirement, requirement_lines(ROOT / ".ci" / "colab-2026-08.txt"))
+}
 
 
-@pytest.mark.parametrize("name, version", COLAB.items())
-def test_colabs_versions_are_admitted(name, version):
-    assert REQUIREMENTS[name].specifier.contains(version)
+@pytest.mark.parametrize("name", sorted(REQUIREMENTS.keys() & COLAB.keys()))
+def test_colabs_versions_are_admitted(name):
+    assert REQUIREMENTS[name].specifier.contains(COLAB[name])
+
+
+def test_the_extras_are_pinned_in_range_and_named_where_they_are_missed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = requirement_lines(ROOT / ".ci" / "extras.txt")
+    pinned = {r.name.lower(): next(iter(r.specifier)).version for r in map(Requirement, lines)}
+    extras = project["optional-dependencies"]
+    assert {"four-bit", "sweeps", "trackers"} <= extras.keys()
+    for requirement in [Requirement(line) for lines in extras.values() for line in lines]:
+        assert requirement.specifier.contains(pinned[requirement.name])
+
+
+def load_torch_index():
+    spec = importlib.util.spec_from_file_location("torch_index", ROOT / ".ci" / "torch_index.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "system, machine, driver, reached, option, words",
+    [
+        ("Linux", "x86_64", False, True, "--index-url=", "CPU build: no NVIDIA driver"),
+        ("Linux", "x86_64", False, False, "", "cannot be reached"),
+        ("Linux", "x86_64", True, None, "", "CUDA for the NVIDIA driver"),
+        ("Linux", "aarch64", False, None, "", "PyPI's build"),
+        ("Darwin", "arm64", False, None, "", "PyPI's build"),
+    ],
+)
+def test_torch_comes_as_the_cpu_build_where_there_is_no_driver(
+    system, machine, driver, reached, option, words
+):
+    """`reached` None: the index is not even asked."""
+    asked = []
+
+    def reach(index):
+        asked.append(index)
+        return reached
+
+    found, sentence = load_torch_index().choose(system, machine, driver, reach)
+    assert found == (f"{option}{asked[0]}" if option else "")
+    assert words in sentence and "\n" not in sentence
+    assert len(asked) == (reached is not None)
+
+
+def test_an_index_that_cannot_be_reached_is_not_taken():
+    with socket.socket() as server:  # bound, and nobody listens
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert not load_torch_index().can_be_reached(address)
+
+
+SKIPPED = """
+import pytest
+def test_optional():
+    pytest.importorskip("a_package_that_nobody_has")
+def test_trlx():
+    pytest.skip("trlX is not installed (it needs old libraries)")
+@pytest.mark.xfail
+def test_known():
+    assert False
+"""
+
+
+@pytest.mark.parametrize("forbidden, outcomes", [
+    ("", "2 skipped, 1 xfailed"),
+    ("1", "1 failed, 1 skipped, 1 xfailed"),
+])  # fmt: skip
+def test_a_skip_is_a_failure_where_that_is_asked_for(tmp_path, forbidden, outcomes):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_some.py").write_text(SKIPPED)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_some.py"],
+        cwd=tmp_path, env={**os.environ, "RLHF_NO_SKIPS": forbidden}, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert outcomes in done.stdout.splitlines()[-1]
+    assert ("make extras" in done.stdout) == bool(forbidden)
 
 
 @pytest.mark.parametrize("name", REQUIREMENTS)

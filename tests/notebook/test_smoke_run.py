@@ -8,7 +8,7 @@ import pytest
 from notebook_checks import NOTEBOOKS
 
 from rlhf_helpers.__main__ import main
-from rlhf_helpers.config.trl_config import load_profile
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.runs.files import RunDir, read_json, read_jsonl
 
 NUMBERS_OF_EVALUATION = (

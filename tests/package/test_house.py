@@ -25,7 +25,7 @@ def test_a_room_is_small_enough_to_know(room):
     modules = [path for path in room.glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= 16
     for module in modules:
-        assert len(module.read_text("utf-8").splitlines()) <= 430, module.name
+        assert len(module.read_text("utf-8").splitlines()) <= 440, module.name
     assert not [path for path in room.iterdir() if path.is_dir() and path.name != "__pycache__"]
 
 

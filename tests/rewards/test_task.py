@@ -4,7 +4,8 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from rlhf_helpers.config.trl_config import ConfigError, check_run_dir, load_profile, save_config
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import check_run_dir, load_profile, save_config
 from rlhf_helpers.evaluation.sampling import evaluation_prompts, score_samples
 from rlhf_helpers.rewards import reward, task
 

@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from rlhf_helpers.runs import files
 from rlhf_helpers.runs.files import (
     WRITTEN_BY,
     MissingRunFileError,
@@ -19,6 +20,31 @@ from rlhf_helpers.runs.files import (
     reference_run_dir,
     write_jsonl,
 )
+
+
+def test_on_windows_files_are_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """There fsync of a handle for reading is refused, and a directory cannot be opened."""
+    path = tmp_path / "weights"
+    path.write_bytes(b"1\r\n\x1a2")
+    flushed, really_open, binary = [], os.open, 1 << 40
+
+    def windows_open(name, flags):
+        assert not os.path.isdir(name) and flags & binary
+        return really_open(name, flags & ~binary)
+
+    def windows_fsync(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(handle)
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "O_BINARY", binary, raising=False)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    files.fsync(path)
+    files.fsync(tmp_path)
+    assert len(flushed) == 1 and path.read_bytes() == b"1\r\n\x1a2"
 
 
 def test_json_is_written_readable_and_whole(tmp_path):
@@ -86,7 +112,7 @@ def test_a_missing_input_names_the_notebook_that_makes_it(tmp_path, name, notebo
 
 
 def test_a_relative_run_directory_lies_in_the_repository(tmp_path, monkeypatch):
-    from rlhf_helpers.config.trl_config import repo_root
+    from rlhf_helpers.config.paths import repo_root
 
     monkeypatch.chdir(tmp_path)
     run = open_run("cpu", "runs/test-of-open-run")
@@ -106,7 +132,7 @@ def test_a_profile_without_reference_run_says_so():
 
 
 def test_a_reference_run_that_is_not_complete_says_what_it_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_helpers.config.trl_config.repo_root", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_helpers.config.paths.repo_root", lambda: tmp_path)
     folder = tmp_path / "figures" / "reference_runs" / "half"
     (folder / "policy").mkdir(parents=True)
     for name in ("config.yml", "manifest.json", "setup.json", "metrics.jsonl", "evaluation.json"):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_helpers.config.trl_config import repo_root
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.show import results_tables as results
 from rlhf_helpers.show import study_figures
 from rlhf_helpers.studies import report as study_report
@@ -17,6 +17,28 @@ README = (repo_root() / "README.md").read_text(encoding="utf-8")
 def test_readme_tables_are_those_of_the_committed_runs():
     assert results.results_table() in README
     assert results.costs_table() in README
+    assert results.pairs_table() in README
+    assert results.support_table() in README
+
+
+def test_a_text_in_a_table_stays_in_its_cell():
+    assert results._in_a_cell("a | b\n*c* _d_ <e>") == r"a \| b \*c\* \_d\_ \<e\>"
+
+
+def test_the_table_of_machines_counts_what_the_twin_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "repo_root", lambda: tmp_path)
+    assert "| CPU | measured |\n" in results.support_table()  # no twin has run
+    folder = tmp_path / "figures" / "support"
+    folder.mkdir(parents=True)
+    rows = [{"problem": None}, {"problem": "ValueError: no"}, {"problem": None}]
+    image = {"image": "an-image", "date": "2026-01-02", "python": "3.13.1", "notebooks": rows,
+             "versions": {"torch": "2.11.0"},
+             "fast_tests": {"passed": 1300, "failed": 2}}  # fmt: skip
+    (folder / "an-image.json").write_text(json.dumps(image))
+    table = results.support_table()
+    assert "| where | Python 3.11 | an-image, Python 3.13.1 |" in table
+    assert "| 2026-01-02: 2 of 3 runs of notebooks, 1,300 of 1,302 fast tests |" in table
+    assert "| L4, profile `seed` | – | untested |" in table and "torch 2.11.0." in table
 
 
 def test_every_seed_reaches_what_the_readme_promises():
@@ -36,7 +58,7 @@ def test_every_seed_reaches_what_the_readme_promises():
 def test_rewards_in_the_table_are_the_means_of_the_committed_samples():
     folder = repo_root() / "figures" / "reference_runs" / "cpu"
     seed = json.loads((folder / "evaluation.json").read_text())["seed"]
-    row = re.search(rf"^\| {seed} \| ([\d.]+) \| \*\*([\d.]+)\*\*", README, re.MULTILINE)
+    row = re.search(rf"^\| {seed} \| ([\d.]+) → \*\*([\d.]+)\*\*", README, re.MULTILINE)
     for shown, name in zip(row.groups(), ("baseline", "after"), strict=True):
         lines = (folder / f"{name}_samples.jsonl").read_text().splitlines()
         rewards = [s["reward"] for s in map(json.loads, lines) if s["group"] == "heldout"]
@@ -80,7 +102,7 @@ def test_what_notebook_04_says_of_the_two_semantics_holds():
 
 
 def test_runs_compared_differ_in_semantics_alone():
-    from rlhf_helpers.config.trl_config import load_profile
+    from rlhf_helpers.config.profiles import load_profile
 
     for path in results.corrected_runs("cpu"):
         profile = load_profile(path)
@@ -126,7 +148,7 @@ def test_runs_on_a_thousand_prompts_confirm_the_default():
     """What docs/study.md shows for every finished run of the default."""
     for path in results.finished_runs("cpu"):
         e = json.loads((path / "evaluation_1000.json").read_text())
-        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_json(
+        assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_evaluation(
             path / "evaluation.json"
         )["seed"]
         assert e["reward_after"] >= 0.85

@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tiny_runs import letter_reward, policy_with_lora, run_config
 
 from rlhf_helpers.__main__ import main
-from rlhf_helpers.config.trl_config import Profile, TRLConfig, load_profile, save_config
+from rlhf_helpers.config.profiles import Profile, load_profile, save_config
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.evaluation.evaluate_run import evaluation_path, write_judge_course
 from rlhf_helpers.runs.files import RunDir, read_json, write_jsonl
 from rlhf_helpers.show.study_figures import (
@@ -227,7 +228,7 @@ def test_finished_runs_are_evaluated_on_more_prompts_and_share_what_is_before(
         (folder / "policy" / "trl_config.json").write_text(str(settings.config))
     texts = [f"{a} {b} tail" for a in ("policy", "value", "human") for b in ("data", "code", "b")]
     reviews = Dataset.from_dict({"text": texts, "label": [0] * 9, "bucket": [0] * 9})
-    monkeypatch.setattr("rlhf_helpers.data.assets.load_reviews", lambda name: reviews)
+    monkeypatch.setattr("rlhf_helpers.data.reviews.load_reviews", lambda name: reviews)
     monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
     monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: None)
     monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")

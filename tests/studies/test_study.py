@@ -8,9 +8,13 @@ import time
 import pytest
 import torch
 from datasets import Dataset
-from tiny_runs import letter_reward, model_dir, policy_with_lora, run_config
+from tiny_runs import letter_reward, policy_with_lora, run_config
+from tiny_studies import LETTERS, VowelJudge, small_plans, write_plan
 
-from rlhf_helpers.config.trl_config import ConfigError, Profile
+from rlhf_helpers.__main__ import main
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.evaluation.sampling import EvalPrompt, sample_records
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.runs.files import read_json, read_jsonl
@@ -19,25 +23,10 @@ from rlhf_helpers.studies import study
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.training.trainer import PPOTrainer
 
-LETTERS = "policy value model feedback code human every reward batch data"
-
-
-class VowelJudge:
-    """Share of vowels: a judge of another opinion."""
-
-    def score(self, texts):
-        return [sum(t.count(v) for v in "aeiou") / (1 + len(t)) for t in texts]
-
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")
-
-
-def write_plan(tmp_path, rows, **fields):
-    path = tmp_path / "plan.yml"
-    path.write_text(json.dumps({"rows": rows, **fields}))  # JSON is YAML
-    return path
 
 
 def error_of(tmp_path, rows, **fields):
@@ -83,18 +72,26 @@ def test_kinds_choose_the_method(tmp_path):
 
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path):
     ppo = {"name": "a", "kind": "ppo"}
-    assert "'dpo'" in error_of(tmp_path, [{"name": "a", "kind": "dpo"}])
+    assert "'ilql'" in error_of(tmp_path, [{"name": "a", "kind": "ilql"}])
     assert "did you mean seeds" in error_of(tmp_path, [ppo | {"seed": 1}])
     assert "twice" in error_of(tmp_path, [ppo, ppo])
     assert "method.init_kl_coef" in error_of(tmp_path, [ppo | {"set": {"method.init_kl": 0}}])
     assert "row 'a'" in error_of(tmp_path, [ppo | {"set": {"method.init_kl_coef": -1}}])
     assert "rows" in error_of(tmp_path, [])
     assert "n_prompts" in error_of(tmp_path, [ppo], n_prompt=4)
-    assert "above 1" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
+    assert "from 2 to" in error_of(tmp_path, [{"name": "b", "kind": "best-of-n", "n": [1]}])
+
+
+def test_the_command_says_when_no_row_is_chosen(capsys, tmp_path):
+    plan = repo_root() / "figures" / "study" / "frontier.yml"
+    for chosen in (["--only", "no such row"], ["--first", "1", "--only", "no such row"]):
+        assert main(["study", str(plan), "--out", str(tmp_path / "out"), *chosen]) == 2
+        assert "--only is 'no such row': no row of the plan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
-    for path in sorted((study.repo_root() / "figures" / "study").glob("*.yml")):
+    for path in sorted((repo_root() / "figures" / "study").glob("*.yml")):
         plan = load_plan(path)
         folder = path.parent / plan.name
         for file in folder.glob("rows/*.json"):
@@ -106,31 +103,7 @@ def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
 
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
-    """A random model, a letter-counting reward, a few reviews; runs/ and figures/ in tmp_path."""
-    openings = [f"{a} {b} {c}" for a in LETTERS.split() for b in LETTERS.split() for c in "xy"]
-    texts = [f"{opening} and more {i % 7} words" for i, opening in enumerate(openings)]
-    reviews = Dataset.from_dict({
-        "text": texts, "label": [i % 2 for i in range(len(texts))],
-        "bucket": [i % 10 for i in range(len(texts))],
-    })  # fmt: skip
-    monkeypatch.setattr("rlhf_helpers.data.assets.load_reviews", lambda name: reviews)
-    monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
-    monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
-    monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: VowelJudge())
-    monkeypatch.setattr(study, "resolve_run_dir", lambda path: tmp_path / path)
-    tiny = run_config(tmp_path).to_dict()
-    changes = {
-        "model.model_path": str(model_dir(tmp_path)), "model.num_layers_unfrozen": 2,
-        **{f"train.{k}": tiny["train"][k] for k in ("batch_size", "total_steps", "eval_interval")},
-        "train.seq_length": 48, "method.num_rollouts": 8, "method.chunk_size": 8,
-        "method.gen_kwargs.max_new_tokens": 8, "model.delta_kwargs.lora_r": 2,
-        "train.checkpoint_interval": 2,
-    }  # fmt: skip
-
-    def plan(rows):
-        return load_plan(write_plan(tmp_path, rows, set=changes, n_prompts=12, interval_prompts=4))
-
-    return plan
+    return small_plans(tmp_path, monkeypatch)
 
 
 EVERY_KIND = [

@@ -7,14 +7,18 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from any_value import anything
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_runs import PROMPTS, letter_reward, run_config
 
+from rlhf_helpers.__main__ import main
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.kwargs import (
     DELTA_CHECKS,
     GENERATION_CHECKS,
@@ -24,10 +28,11 @@ from rlhf_helpers.config.kwargs import (
     WATCHDOG_CHECKS,
 )
 from rlhf_helpers.config.sections import METHODS, SECTIONS
-from rlhf_helpers.config.trl_config import ConfigError, TRLConfig
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.data.assets import AssetError
+from rlhf_helpers.notebook import pipeline
 from rlhf_helpers.rewards.reward import RewardError
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.watchdog import WatchdogError
 
 REFUSALS = (ConfigError, AssetError, RewardError, WatchdogError)  # each one sentence
@@ -201,6 +206,47 @@ def test_a_few_dozen_configurations(base, values):
 @given(values=overrides())
 def test_a_thousand_configurations(base, values):
     check(base, values)
+
+
+def through_the_command_line(directory, values) -> str:
+    """The same settings as words of a command: all of `run` but the notebooks, and `memory`."""
+    words = []
+    for name, value in values.items():
+        try:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+        except yaml.YAMLError:
+            text = repr(value)  # an object of Python: what somebody would type
+        words += ["--set", f"{name}={text.strip().removesuffix('...').strip()}"]
+    codes = []
+    for command in (["run", "--run-dir", str(directory)], ["memory"]):
+        error = io.StringIO()
+        with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+            codes.append(main([*command, "--profile", "smoke", *words]))
+        said = error.getvalue().strip()
+        assert codes[-1] == 2 or not said, said
+        assert codes[-1] == 0 or len(said.splitlines()) == 1, said
+    assert set(codes) <= {0, 2}
+    return str(codes)
+
+
+@pytest.mark.parametrize(
+    "number", [30, pytest.param(EXAMPLES, marks=pytest.mark.slow)]
+)
+def test_configurations_go_through_the_command_line(tmp_path, monkeypatch, number):
+    """An exit code of 0, or 2 and one sentence."""
+    monkeypatch.setattr(pipeline, "_run_locked", lambda *arguments: [])
+    ways: Counter[str] = Counter()
+
+    @settings(max_examples=number, derandomize=True, **QUICKLY)
+    @given(values=overrides())
+    def each(values):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ways[through_the_command_line(tmp_path / "run", values)] += 1
+
+    each()
+    print(f"configurations on the command line: {dict(ways)}")
+    assert ways["[0, 0]"] and ways["[2, 2]"]
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.models.loading import load_trained_policy
 from rlhf_helpers.runs import checkpoint
 from rlhf_helpers.runs.checkpoint import best_checkpoint, load_newest, save_checkpoint
 from rlhf_helpers.runs.files import CannotWriteError, read_jsonl, writing_to, written_together
 from rlhf_helpers.runs.lock import only_run_in
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.saving import CHECKPOINT_COST, CHECKPOINT_SECONDS, Saving
-from rlhf_helpers.training.trainer import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -82,14 +82,17 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_it_used(tmp_path, fil
     assert load_newest(root)["step"] == 3
 
 
-def test_all_damaged_is_none(tmp_path):
+def test_where_none_can_be_read_nothing_begins_again(tmp_path):
     root = three(tmp_path)
     for path in root.glob("step_*"):
         shutil.rmtree(path)
         path.write_text("a file where a directory was")
-    with pytest.warns(UserWarning, match="is damaged") as caught:
-        assert load_newest(root) is None
-    assert len(caught) == 3
+    with (
+        pytest.warns(UserWarning, match="is damaged") as caught,
+        pytest.raises(ConfigError, match="3 checkpoints and none of them can be read.*start over"),
+    ):
+        load_newest(root)
+    assert len(caught) == 3 and len(list(root.iterdir())) == 3
 
 
 def test_what_is_new_is_not_thrown_away_for_what_is_damaged(tmp_path):
@@ -111,7 +114,7 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     assert load_newest(best_checkpoint(tmp_path))["step"] == 1
 
 
-@pytest.mark.parametrize("calls", range(1, 7))
+@pytest.mark.parametrize("calls", range(1, 12))
 def test_a_kill_while_a_checkpoint_is_replaced_loses_none(tmp_path, monkeypatch, calls):
     """The same step is written twice; the process ends at any of the operations in between."""
 
@@ -130,7 +133,9 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_none(tmp_path, monkeypatch,
         return operation
 
     with monkeypatch.context() as patch:
-        for module, name in ((checkpoint, "_fsync"), (os, "rename"), (shutil, "rmtree")):
+        for module, name in (
+            (checkpoint, "_fsync"), (os, "rename"), (Path, "unlink"), (Path, "rmdir"),
+        ):  # fmt: skip
             patch.setattr(module, name, fails(getattr(module, name)))
         with pytest.raises(KilledError):
             save_checkpoint(tmp_path, 1, state(100), keep=1)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 ITERATIONS, EVERY = 300, 10
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, assert_same_run, letter_reward, run_config
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.rewards.reward import RewardError
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 
 FOUR_CHUNKS = dict(method__num_rollouts=16, train__total_steps=12, train__eval_interval=6)
 

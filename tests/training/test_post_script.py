@@ -3,8 +3,8 @@
 import post_script
 from datasets import Dataset
 
-from rlhf_helpers.config.trl_config import load_profile
-from rlhf_helpers.data.assets import load_reviews
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.data.reviews import load_reviews
 from rlhf_helpers.models.loading import load_trained_policy
 from rlhf_helpers.runs.files import read_jsonl
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import PROMPTS, letter_reward, model_dir, run_config
+from tiny_runs import PROMPTS, assert_same_run, letter_reward, model_dir, run_config
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import read_jsonl
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.processes import Processes
-from rlhf_helpers.training.trainer import PPOTrainer, train
+from rlhf_helpers.training.trainer import PPOTrainer
 
 SCRIPT = Path(__file__).parents[1] / "several_processes.py"
 
@@ -155,3 +156,16 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, how, show
     assert shown in finished.stderr
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")  # what was learnt before is there
     assert seconds < 60
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_if_nothing_had_happened(tmp_path):
+    """The same command once more, from a checkpoint in the middle of an iteration."""
+    model_dir(tmp_path)  # both processes read it
+    assert launch(tmp_path, "whole").returncode == 0
+    assert launch(tmp_path, "killed_once").returncode != 0
+    assert (tmp_path / "died").exists()
+    again = launch(tmp_path, "killed_once")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count("going on from there") == 1
+    assert_same_run(tmp_path / "whole", tmp_path / "killed_once")

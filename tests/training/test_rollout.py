@@ -8,6 +8,7 @@ from tiny_runs import PROMPTS, one_by_one, policy_with_lora
 from transformers import LogitsProcessorList
 
 from rlhf_helpers.algorithms.ppo import gae, ppo_loss, whiten
+from rlhf_helpers.data.prompts import Prompt, PromptStream, pad_prompts, tokenize_prompts
 from rlhf_helpers.evaluation.sampling import (
     EvalPrompt,
     RowNoise,
@@ -15,7 +16,6 @@ from rlhf_helpers.evaluation.sampling import (
     divergence,
     sample,
 )
-from rlhf_helpers.training.prompts import Prompt, PromptStream, pad_prompts, tokenize_prompts
 from rlhf_helpers.training.rollout import RolloutStore, build_rollouts
 from rlhf_helpers.training.semantics import (
     CorrectedSemantics,

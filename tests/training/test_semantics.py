@@ -3,7 +3,9 @@
 One test for each line of the table in docs/coming_from_trlx.md.
 """
 
+import contextlib
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ import torch.nn.functional as F
 from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.algorithms.ppo import kl_controller
+from rlhf_helpers.config.checks import ConfigWarning
+from rlhf_helpers.models.loading import load_policy
+from rlhf_helpers.models.lora import lora_disabled
 from rlhf_helpers.training import semantics as semantics_page
 from rlhf_helpers.training.rollout import build_rollouts
 from rlhf_helpers.training.sequences import decode
@@ -62,7 +67,7 @@ def test_the_page_and_the_table_have_the_same_rows_in_the_same_order():
     table = (Path(__file__).parents[2] / "docs" / "coming_from_trlx.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d+\. [^|]+?) \|", table, re.MULTILINE)
     titles = re.findall(r"^    # (\d+\. [^:]+):", page, re.MULTILINE)
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert titles == [*rows, *rows]  # once for trlX, once for its correction
 
 
@@ -331,3 +336,89 @@ def test_corrected_rollouts_are_those_that_the_policy_drew(tmp_path):
         )  # fmt: skip
     assert differences["corrected"] < 1e-4
     assert differences["trlx"] > 0.1
+
+
+# --- temperature -------------------------------------------------------------------------------
+
+
+def test_the_policy_that_acted_is_that_of_the_samples_temperature(tmp_path):
+    """softmax(logits / 0.5), token by token from transformers' own logits of single sequences."""
+    for semantics, temperature in (("trlx", 1.0), ("corrected", 0.5)):
+        trainer = trainer_with(
+            tmp_path, semantics, "nobos", model__delta_kwargs={"lora_dropout": 0.0},
+            method__gen_kwargs={"temperature": 0.5},
+        )  # fmt: skip
+        rollouts, _ = rollouts_of(trainer, n=4)
+        for i, rollout in enumerate(one_by_one(rollouts)):
+            expected = plain_logprobs(trainer, rollouts, i, temperature)
+            stored = rollout.logprobs, rollout.ref_logprobs
+            for ours, theirs in zip(stored, expected, strict=True):
+                assert len(theirs) > 1
+                torch.testing.assert_close(ours[: len(theirs)], theirs, atol=1e-4, rtol=0)
+            other, _ = plain_logprobs(trainer, rollouts, i, 1.5 - temperature)
+            assert (other - expected[0]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def plain_logprobs(trainer, store, i, temperature):
+    """Of one rollout's response tokens, as far as they are attended to: policy's, reference's."""
+    seen = store.attention_mask[i] == 1
+    ids = store.tokens[i][seen].unsqueeze(0)
+    first = int(seen[: store.query_width].sum()) - 1
+    both = []
+    for context in (contextlib.nullcontext(), lora_disabled(trainer.policy.base)):
+        with context:
+            logits = trainer.policy.base(input_ids=ids).logits[0, first:-1]
+        logprobs = (logits / temperature).log_softmax(-1)
+        both.append(logprobs.gather(-1, ids[0, first + 1 :].unsqueeze(-1)).squeeze(-1))
+    return both
+
+
+def test_a_step_has_the_gradient_of_the_distribution_that_acted(tmp_path):
+    """Ratio 1 before the first update at temperature 0.5, and the loss sees the temperature."""
+    trainer = trainer_with(
+        tmp_path, "corrected", model__delta_kwargs={"lora_dropout": 0.0},
+        method__gen_kwargs={"temperature": 0.5},
+    )  # fmt: skip
+    trainer.store, _ = rollouts_of(trainer)
+    batch = trainer.minibatch(range(4))
+    width = batch.logprobs.shape[1]
+    arguments = (batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
+    logprobs, _ = trainer.policy(*arguments)
+    seen = batch.loss_mask == 1
+    torch.testing.assert_close(logprobs[seen], batch.logprobs[seen], atol=1e-4, rtol=0)
+    assert trainer.loss(batch)[1]["ratio"].item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_greedy_sampler_has_no_temperature(tmp_path):
+    trainer = trainer_with(
+        tmp_path, "corrected", method__gen_kwargs={"temperature": 0.5, "do_sample": False}
+    )
+    assert trainer.policy.temperature == 1
+
+
+def test_the_models_own_temperature_counts_where_none_is_given(tmp_path):
+    policy = load_policy(run_config(tmp_path), "cpu")
+    policy.base.generation_config.temperature = 0.7
+    assert policy.sampling_temperature({"do_sample": True}) == 0.7
+    assert policy.sampling_temperature({"do_sample": True, "temperature": 0.9}) == 0.9
+
+
+def test_tokens_that_samples_leave_out_are_said(tmp_path):
+    truncated = {"method__gen_kwargs": {"top_k": 5, "top_p": 0.9}}
+    with pytest.warns(ConfigWarning) as caught:
+        trainer_with(tmp_path, "corrected", **truncated)
+    said = [str(w.message) for w in caught if "leave out tokens" in str(w.message)]
+    assert [x.split(":")[0] for x in said] == [
+        "method.gen_kwargs.top_k is 5", "method.gen_kwargs.top_p is 0.9"]  # fmt: skip
+    assert said[0].endswith("set it to 0 to sample from the whole policy.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConfigWarning)
+        trainer_with(tmp_path, "trlx", **truncated)
+        trainer_with(tmp_path, "corrected")
+
+
+def test_transformers_own_top_k_is_said_where_none_is_given(tmp_path):
+    settings = {"max_new_tokens": 4, "do_sample": True}
+    with pytest.warns(ConfigWarning, match="gen_experience_kwargs.top_k is 50: samples leave out"):
+        trainer_with(tmp_path, "corrected", method__gen_experience_kwargs=settings)

@@ -21,12 +21,13 @@ from tiny_runs import (
     without_times,
 )
 
-from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning
 from rlhf_helpers.models.loading import load_policy, load_trained_policy
 from rlhf_helpers.rewards.reward import RewardError
 from rlhf_helpers.runs.files import read_jsonl
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.rollout import RolloutStore
-from rlhf_helpers.training.trainer import PPOTrainer, train
+from rlhf_helpers.training.trainer import PPOTrainer
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tiny_runs import PROMPTS, letter_reward, run_config
 
-from rlhf_helpers.config.trl_config import ConfigError, ConfigWarning
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.config.checks import ConfigError, ConfigWarning
+from rlhf_helpers.training.api import train
 
 
 def dataclass_with(name, *fields):

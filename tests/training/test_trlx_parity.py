@@ -23,15 +23,16 @@ from rlhf_helpers.algorithms.ppo import (
     ppo_loss,
     whiten,
 )
-from rlhf_helpers.config.trl_config import PPOConfig, TRLConfig, default_ppo_config
+from rlhf_helpers.config.sections import PPOConfig
+from rlhf_helpers.config.trl_config import TRLConfig, default_ppo_config
+from rlhf_helpers.data.prompts import Prompt, pad_prompts, tokenize_prompts
 from rlhf_helpers.models.loading import load_tokenizer
 from rlhf_helpers.models.lora import layer_indices, lora_disabled
 from rlhf_helpers.models.lora_targets import preset_modules
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.experience import ScoreScaler
-from rlhf_helpers.training.prompts import Prompt, pad_prompts, tokenize_prompts
 from rlhf_helpers.training.semantics import TrlxSemantics, sequences_of
 from rlhf_helpers.training.sequences import decode
-from rlhf_helpers.training.trainer import train
 
 PURE = 1e-5  # pure functions
 MODEL = 1e-4  # logits, log-probabilities, values, losses and logged statistics

@@ -6,9 +6,11 @@ import pytest
 import torch
 from tiny_runs import PROMPTS, letter_reward, run_config
 
+from rlhf_helpers.models.finite_logits import NotFiniteError
 from rlhf_helpers.models.loading import load_trained_policy
+from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.runs.files import read_jsonl
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers.training.api import train
 from rlhf_helpers.training.watchdog import MOST_SKIPS, WatchdogError
 
 STEPS_OF_AN_ITERATION = 4  # of run_config's
@@ -168,6 +170,36 @@ def test_a_learning_rate_far_too_high_is_said_and_not_a_traceback_of_torchs(tmp_
         )  # fmt: skip
     assert load_trained_policy(tmp_path / "run" / "policy", "cpu")
     assert "the same call goes on" in str(raised.value)
+
+
+# What torch says on a CPU, what this project says on a GPU, and what CUDA says elsewhere.
+NO_NUMBERS = [
+    RuntimeError("probability tensor contains either `inf`, `nan` or element < 0"),
+    NotFiniteError("the policy's logits are not finite numbers"),
+    RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be "
+                 "asynchronously reported at some other API call"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_NUMBERS, ids=["cpu", "guard", "cuda"])
+def test_sampling_from_no_numbers_is_said_in_words(tmp_path, monkeypatch, error):
+    def generate(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Policy, "generate", generate)
+    with pytest.raises(WatchdogError, match="probabilities are not finite numbers: lower "
+                       "optimizer.kwargs.lr, now 0.01.*last checkpoint") as raised:  # fmt: skip
+        watched(tmp_path)
+    assert raised.value.__cause__ is error
+
+
+def test_other_errors_of_sampling_stay_what_they_are(tmp_path, monkeypatch):
+    def generate(*args, **kwargs):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Policy, "generate", generate)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        watched(tmp_path)
 
 
 def test_skipping_ends_when_it_does_not_help(tmp_path, monkeypatch):

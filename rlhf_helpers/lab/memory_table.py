@@ -1,4 +1,4 @@
-"""`python -m rlhf_helpers memory`: what a run needs, by part, beside what this machine has.
+"""What a run needs, by part, beside what this machine has: the texts and tables of `memory`.
 
 python -m rlhf_helpers memory                                   # every profile, on CPU and GPU
 python -m rlhf_helpers memory --profile cpu --set method.chunk_size=32
@@ -7,20 +7,14 @@ python -m rlhf_helpers memory --table --out figures/bench       # predicted besi
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.trl_config import (
-    TRLConfig,
-    load_profile,
-    parse_overrides,
-    profile_names,
-    resolve_run_dir,
-)
+from rlhf_helpers.config.profiles import load_profile, profile_names
+from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_text
 
@@ -71,29 +65,6 @@ GPU_CASES = (
     Case("opt-1.3b", 32, 128, 40, 128, layers=24),
     Case("llama-7b", 32, 128, 60, 64),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--profile", help="one profile, part by part (default: all, in one table)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: as this machine is")
-    parser.add_argument("--table", action="store_true", help="measure and predict several sizes")
-    parser.add_argument("--out", default="runs/memory", help="folder of the table (runs/memory)")
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """Print what was asked for."""
-    if arguments.table:
-        print(measured_table(resolve_run_dir(arguments.out)))
-    elif arguments.profile:
-        profile = load_profile(arguments.profile, parse_overrides(arguments.settings))
-        on_gpu = None if arguments.device is None else arguments.device == "gpu"
-        print(profile_text(predict_profile(profile, on_gpu)))
-    else:
-        for row in profile_rows():
-            print(f"{row['profile']:18}{row['device']:5}{row['GB']:7.1f} GB   {row['largest']}")
-    return 0
 
 
 def profile_text(prediction: MemoryPrediction) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_helpers.config.trl_config import ConfigError
+from rlhf_helpers.config.checks import ConfigError, wrong
 
 RESERVED = {"samples", "prompts", "outputs"}  # keywords of reward_fn
 
@@ -80,24 +81,79 @@ class PromptStream:
         return [self.prompts[i] for i in chosen]
 
 
-def check_prompts(name: str, prompts: Sequence[str | dict] | None) -> list[str | dict]:
-    """The prompts as a list; ConfigError where there is none or one is no text."""
-    if prompts is None or isinstance(prompts, (str, dict)) or len(prompts) == 0:
-        raise ConfigError(f"{name} is {prompts!r}: give a list with at least one prompt.")
+MAX_PROMPTS = 10_000_000  # a generator may have no end
+
+
+def check_prompts(name: str, prompts: Any) -> list[str | dict]:
+    """The prompts as a list; ConfigError where there is none or one is no text.
+
+    Taken is what has an order: a list, a generator, an array, a Series, a column of a data set;
+    and a DataFrame or a data set with a column "prompt", whose other columns are metadata.
+    """
+    prompts = _as_list(name, prompts)
     for index, prompt in enumerate(prompts):
         text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError(
-                f"{name}[{index}] is {prompt!r}: give a text that is not empty, or a dict with "
-                'such a text under "prompt".'
-            )
-        taken = RESERVED & prompt.keys() if isinstance(prompt, dict) else set()
+            raise wrong(
+                f"{name}[{index}]", prompt,
+                'give a text that is not empty, or a dict with such a text under "prompt"',
+            )  # fmt: skip
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise wrong(
+                f"{name}[{index}]", text, "it holds half a surrogate pair, give a text in UTF-8"
+            ) from None
+        keys = prompt.keys() if isinstance(prompt, dict) else set()
+        for key in keys:
+            if not isinstance(key, str):
+                raise wrong(f"a key of {name}[{index}]", key, "give metadata names that are texts")
+        taken = RESERVED & keys
         if taken:
             raise ConfigError(
                 f"{name}[{index}] has the key {min(taken)!r}, by which reward_fn gets something "
                 "else: give that metadata another name."
             )
-    return list(prompts)
+    return prompts
+
+
+def _as_list(name: str, prompts: Any) -> list[Any]:
+    """Whatever holds prompts in an order, as a list."""
+    remedy = "give a list with at least one prompt"
+    columns = getattr(prompts, "column_names", getattr(prompts, "columns", None))
+    if columns is not None:  # a table: iterating over a DataFrame gives the names of its columns
+        if "prompt" not in list(columns):
+            raise wrong(name, list(columns), 'a table needs a column "prompt"; give one, or a list')
+        rows = prompts.to_dict("records") if hasattr(prompts, "iloc") else list(prompts)
+        prompts = rows
+    if isinstance(prompts, (str, bytes, bytearray, Mapping, set, frozenset)):
+        raise wrong(name, prompts, remedy)  # a set has another order in every process
+    try:
+        found = list(itertools.islice(iter(prompts), MAX_PROMPTS + 1))
+    except TypeError:
+        raise wrong(name, prompts, remedy) from None
+    if not 0 < len(found) <= MAX_PROMPTS:
+        raise wrong(name, prompts, f"{remedy} and at most {MAX_PROMPTS:,}")
+    return found
+
+
+def check_stop_sequences(stop_sequences: Any) -> list[str]:
+    """The stop sequences as a list, [] for None; ConfigError for what would stop nothing or all."""
+    if stop_sequences is None:
+        return []
+    if isinstance(stop_sequences, (str, bytes, Mapping, set, frozenset)):
+        raise wrong("stop_sequences", stop_sequences, "give a list of texts")
+    try:
+        found = list(itertools.islice(iter(stop_sequences), 1000))
+    except TypeError:
+        raise wrong("stop_sequences", stop_sequences, "give a list of texts") from None
+    for index, stop in enumerate(found):
+        if not isinstance(stop, str) or not stop:
+            raise wrong(
+                f"stop_sequences[{index}]", stop, "give a text that is not empty: an empty one "
+                "stands in front of every output",
+            )  # fmt: skip
+    return found
 
 
 def check_fits_model(prompts: Sequence[Prompt], base: Any, gen_kwargs: dict, path: str) -> None:

@@ -1,0 +1,153 @@
+"""Run the notebooks and the fast tests in a twin of Colab's image, and write what came out.
+
+    make test-colab
+
+starts this with the twin's own Python, which has the versions of .ci/colab-2026-08.txt. It works in
+a copy of the repository's tracked files. What stands in for Colab: an empty package google.colab
+that is imported when a kernel starts, the repository lying where the bootstrap cell would clone it
+to (/content is replaced by a temporary folder), and kernels that start in that folder. What it
+cannot show: a GPU, Colab's page, and whatever Google changed after the list was published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMED = ("torch", "transformers", "tokenizers", "peft", "torchao", "accelerate", "datasets",
+         "numpy")  # fmt: skip
+LIVE = {"profile": "smoke", "run_dir": "runs/colab_twin", "reference_run": False}
+CELL_TIMEOUT = 1800  # seconds
+
+
+def copy_of_the_repository(content: Path) -> Path:
+    """The tracked files under `content`, with /content in the notebooks replaced by `content`."""
+    name = re.search(r"/content/([\w-]+)", (ROOT / "notebooks/01_setup.ipynb").read_text())[1]
+    repo = content / name
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for file in tracked.stdout.decode().split("\0")[:-1]:
+        target = repo / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / file).read_bytes())
+    for notebook in repo.glob("notebooks/*.ipynb"):
+        text = notebook.read_text(encoding="utf-8")
+        notebook.write_text(text.replace("/content/", f"{content.as_posix()}/"), encoding="utf-8")
+    return repo
+
+
+def like_colab(folder: Path) -> dict[str, str]:
+    """The environment of kernels for which `"google.colab" in sys.modules` holds."""
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "colab.py").write_text("import google.colab\n")
+    package = folder / "packages" / "google" / "colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    return {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": str(folder / "packages"),
+            "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # fmt: skip
+
+
+def run_notebook(path: Path, content: Path, parameters: dict | None) -> float:
+    """Execute all cells in a new kernel; the seconds it took. Raises the error of a cell."""
+    notebook = load_notebook_node(str(path))
+    if parameters:
+        notebook = parameterize_notebook(notebook, parameters)
+    started = time.monotonic()
+    kernel = notebook.metadata.get("kernelspec", {}).get("name", "python3")
+    NotebookClient(
+        notebook, timeout=CELL_TIMEOUT, kernel_name=kernel,
+        resources={"metadata": {"path": str(content)}},
+    ).execute()  # fmt: skip
+    return round(time.monotonic() - started, 1)
+
+
+def run_tests(repo: Path) -> dict[str, int | str]:
+    """The fast tests in the copy: how many passed, failed, were skipped; names of the failed."""
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    subprocess.run(["git", "init", "-q"], cwd=repo, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider",
+         "-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"],
+        cwd=repo, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    print(done.stdout[-4000:], done.stderr[-2000:])
+    counted = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
+    counts = {word: int(number) for number, word in counted}
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return {"passed": 0, "failed": 0, "skipped": 0, **counts, "names_of_failed": failed}
+
+
+def chosen_notebooks(repo: Path, only: str | None) -> list[tuple[Path, str, dict | None]]:
+    """(notebook, how, parameters): the numbered ones as committed, then live; then all in one."""
+    numbered = sorted(repo.glob("notebooks/[0-9]*.ipynb"))
+    together = repo / "notebooks" / "colab" / "all_in_one.ipynb"
+    runs = [(path, "as committed", None) for path in numbered]
+    runs += [(path, f"live, profile {LIVE['profile']}", LIVE) for path in numbered]
+    runs += [(together, f"live, profile {LIVE['profile']}", {"profile": LIVE["profile"]})]
+    return [run for run in runs if only is None or only in run[0].stem]
+
+
+def run_notebooks(repo: Path, content: Path, only: str | None) -> list[dict]:
+    """One row for each notebook and way of running it; the error of one that fails in `problem`."""
+    rows = []
+    for path, how, parameters in chosen_notebooks(repo, only):
+        row = {"notebook": path.stem, "how": how, "seconds": None, "problem": None}
+        try:
+            row["seconds"] = run_notebook(path, content, parameters)
+        except Exception as error:
+            text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without colours
+            row["problem"] = f"{type(error).__name__}: {text.splitlines()[-1]}"
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Everything, or what --only names; exit code 1 where something failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image", required=True, help="name of the image, such as colab-2026-08")
+    parser.add_argument("--skip-tests", action="store_true", help="the notebooks only")
+    parser.add_argument("--skip-notebooks", action="store_true", help="the fast tests only")
+    parser.add_argument("--notebook", help="only those with this in their name")
+    arguments = parser.parse_args()
+    out = ROOT / "figures" / "support" / f"{arguments.image}.json"
+    result = json.loads(out.read_text()) if out.exists() else {}
+    result |= {
+        "image": arguments.image, "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in NAMED},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        content = Path(folder) / "content"
+        repo = copy_of_the_repository(content)
+        if not arguments.skip_tests:
+            result["fast_tests"] = run_tests(repo)
+        if not arguments.skip_notebooks:
+            os.environ.update(like_colab(Path(folder)))
+            known = {(row["notebook"], row["how"]): row for row in result.get("notebooks", [])}
+            for row in run_notebooks(repo, content, arguments.notebook):
+                known[row["notebook"], row["how"]] = row
+            result["notebooks"] = list(known.values())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    failed = [row for row in result.get("notebooks", []) if row["problem"]]
+    return 1 if failed or result.get("fast_tests", {}).get("failed") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The commands of this room. Whatever takes time to import is imported inside them."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--out", default="runs/pretrain", help="Where it goes.")
+@click.option("--seed", type=int, default=0)
+@click.option("--steps", type=int, help="Optimizer steps.", show_default="as the shipped model")
+def pretrain(out, seed, steps) -> None:
+    """Make the shipped policy tiny-opt-imdb again."""
+    from rlhf_helpers.config.paths import resolve_run_dir
+
+    from .pretrain import PretrainConfig
+    from .pretrain import pretrain as make
+    from .pretrain_report import publish
+
+    config = PretrainConfig(seed=seed, **_given(steps=steps))
+    out_dir = resolve_run_dir(out)
+    model, tokenizer = make(out_dir, config)
+    metrics = publish(out_dir, out_dir / "tiny-opt-imdb", model, tokenizer, config)
+    print(f"{metrics['heldout']['bits_per_byte']:.3f} bits per byte; see {out_dir}/tiny-opt-imdb")
+
+
+@click.command()
+@click.option("--out", required=True, help="Directory for the trained part.")
+@click.option("--steps", type=int, help="Optimizer steps.", show_default="as the shipped model")
+@click.option("--seed", type=int, default=0)
+@click.option("--eval-reviews", type=int, help="Measure on about N reviews of bucket 0, not all.")
+def train_reward(out, steps, seed, eval_reviews) -> None:
+    """Train the sentiment reward model again."""
+    from .train_reward import RewardTrainConfig
+    from .train_reward import train_reward as make
+
+    config = RewardTrainConfig(seed=seed, eval_reviews=eval_reviews, **_given(steps=steps))
+    metrics = make(out, config)
+    for name in ("held_out_reviews", "held_out_snippets"):
+        print(name, {k: v for k, v in metrics[name].items() if k != "bins"})
+
+
+@click.command()
+@click.option("--out", help="Directory for judge.npz.", show_default="that of the shipped judge")
+@click.option("--seed", type=int, default=0, help="Of the pieces of reviews.")
+def train_judge(out, seed) -> None:
+    """Train the independent judge again, in under a minute on one CPU core."""
+    from .train_judge import train_judge as make
+
+    judge = make(seed=seed, **_given(out_dir=out))
+    against, in_favour = judge.top_features()
+    print("against:", ", ".join(against), "\nfor:    ", ", ".join(in_favour))
+
+
+def _given(**options) -> dict:
+    """The options that were given; what they go to has a default for the others."""
+    return {name: value for name, value in options.items() if value is not None}
