@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 SUMS = "SHA256SUMS"
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.csv", "*.parquet", "*.npz",
+                   "*/*.jsonl.gz")  # fmt: skip
 MODEL_FILES = (
     "config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*.json",
 )

@@ -88,5 +88,12 @@ REGISTRY = {
                 "ac6f102cda0e6ca7158df98c94e8b3da",
             },
         ),
+        # Pairs of dialogues (Bai et al. 2022). The hub's cache names each file by its hash.
+        Asset(
+            "Anthropic/hh-rlhf",
+            "MIT",
+            kind="dataset",
+            revision="09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+        ),
     )
 }

@@ -1,6 +1,7 @@
-"""How the shipped models were made: each by one command that can be run again.
+"""How models are made that PPO starts from or climbs: each by one call that can be made again.
 
-This room may use everything that trains; nothing that runs the tutorial needs it.
+The shipped policy and classifier, and reward models from preferences. This room may use
+everything that trains; tuning a policy needs nothing of it.
 """
 
 import lazy_loader
@@ -9,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "pretrain": ["PretrainConfig"],
+        "reward_model": ["RewardModelConfig", "train_reward_model"],
     },
 )

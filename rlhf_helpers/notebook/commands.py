@@ -114,14 +114,16 @@ def keep(run_dir, as_seed) -> None:
 def figures() -> None:
     """Draw the README's figures and tables, and those of docs/, from the committed runs."""
     from rlhf_helpers.config.paths import clone_root, repo_root
+    from rlhf_helpers.runs.files import writing_to
+    from rlhf_helpers.show.diagrams import draw_diagrams
     from rlhf_helpers.show.results_tables import rewrite_tables
     from rlhf_helpers.studies.report import draw_study_figures, rewrite_study_doc
 
     from .committed_runs import draw_readme_figures
 
-    clone_root("The command figures")
-    for path in [*draw_readme_figures(), *draw_study_figures()]:
-        print(path.relative_to(repo_root()))
-    for page in ("README.md", "docs/coming_from_trlx.md"):
-        rewrite_tables(repo_root() / page)
-    rewrite_study_doc(repo_root() / "docs" / "study.md")
+    with writing_to(clone_root("The command figures")):
+        for path in [*draw_readme_figures(), *draw_study_figures(), *draw_diagrams()]:
+            print(path.relative_to(repo_root()))
+        for page in ("README.md", "docs/coming_from_trlx.md"):
+            rewrite_tables(repo_root() / page)
+        rewrite_study_doc(repo_root() / "docs" / "study.md")

@@ -11,6 +11,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "reward": ["RewardError", "sentiment_reward"],
         "judge": ["judge_by_name"],
+        "preferences": ["Candidates", "Pair", "load_pairs", "read_pairs", "write_pairs"],
+        "annotator": ["Gold", "annotate"],
+        "learned": ["LearnedReward", "load_reward_model"],
         "task": ["post_prompts", "task_prompts", "task_reward"],
         "check": ["accuracy", "is_right", "reliability_rows", "reward_check", "surest_errors"],
     },

@@ -85,8 +85,10 @@ def merge_adapter(
         target = name.removeprefix("base_model.model.")
         if target.endswith(".lora_B.weight"):
             lora_a = adapter[name.replace(".lora_B.", ".lora_A.")].float()  # [r, in]
-            weight = parameters[target.replace(".lora_B.weight", ".weight")]  # [out, in]
-            weight.add_(value.float() @ lora_a, alpha=scale)
+            weight = parameters[target.replace(".lora_B.weight", ".weight")]
+            delta = value.float() @ lora_a  # [out, in]
+            # GPT-2's Conv1D keeps its weight as [in, out].
+            weight.add_(delta.T if settings.get("fan_in_fan_out") else delta, alpha=scale)
         elif not target.endswith(".lora_A.weight"):
             parameters[target].copy_(value)
 

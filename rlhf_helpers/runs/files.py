@@ -137,7 +137,12 @@ def atomic_write_text(path: str | Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are private; these are meant to be read
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except IsADirectoryError:
+            raise CannotWriteError(
+                f"{path} is a directory where a file is to be: remove it, then try again."
+            ) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

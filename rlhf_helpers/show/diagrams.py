@@ -78,7 +78,7 @@ def blank(height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def write(ax: Axes, x: float, y: float, words: str, size: float = SMALL, **look) -> Text:
+def lettering(ax: Axes, x: float, y: float, words: str, size: float = SMALL, **look) -> Text:
     """Words at (x, y), centred there unless `ha` and `va` say otherwise."""
     look = {"ha": "center", "va": "center", "color": INK, "linespacing": 1.35} | look
     return ax.text(x, y, words, fontsize=size, **look)
@@ -94,9 +94,9 @@ def draw_box(ax: Axes, box: Box, title: str, words: str = "", colour: str = GREY
     ))  # fmt: skip
     x, y = box.middle
     lines = words.count("\n") + 1 if words else 0
-    write(ax, x, y + 7.5 * lines, title, NORMAL, weight="bold")
+    lettering(ax, x, y + 7.5 * lines, title, NORMAL, weight="bold")
     if words:
-        write(ax, x, y - 8.5, words)
+        lettering(ax, x, y - 8.5, words)
     return box
 
 
@@ -113,7 +113,8 @@ def number(ax: Axes, box: Box, n: int) -> None:
     """The number of a step, on the upper left corner of its box."""
     place = box.x + 1, box.y + box.height
     ax.add_patch(Circle(place, 10, facecolor=INK, edgecolor="white", zorder=5))
-    write(ax, *place, str(n), NORMAL, color="white", weight="bold", zorder=6, va="center_baseline")
+    look = {"color": "white", "weight": "bold", "zorder": 6, "va": "center_baseline"}
+    lettering(ax, *place, str(n), NORMAL, **look)
 
 
 # --- 1: the loop ---
@@ -136,12 +137,12 @@ def loop(here: Sequence[str] = LOOP) -> Figure:
                          "reference" in here)  # fmt: skip
     arrow(ax, prompt.right, policy.left)
     arrow(ax, policy.right, reward.left)
-    write(ax, 316, 195, "“a joy to watch”", style="italic")
+    lettering(ax, 316, 195, "“a joy to watch”", style="italic")
     arrow(ax, reward.bottom, update.top)
     arrow(ax, update.left, (216, 97), policy.bottom)
-    write(ax, 296, 107, "changes the policy")
+    lettering(ax, 296, 107, "changes the policy")
     arrow(ax, reference.right, (438, 39), update.bottom, colour=GREY)
-    write(ax, 350, 28, "KL: how far has it moved?")
+    lettering(ax, 350, 28, "KL: how far has it moved?")
     for step, box in enumerate((policy, reward, update), start=1):
         number(ax, box, step)
     return figure
@@ -166,15 +167,15 @@ def one_model() -> Figure:
     head = draw_box(ax, Box(160, 216, 92, 46), "output head", "", GREY)
     same = draw_box(ax, Box(310, 216, 92, 46), "output head", "", GREY)
     arrow(ax, (252, 24), trunk.bottom)
-    write(ax, 252, 14, "tokens of prompt and answer")
+    lettering(ax, 252, 14, "tokens of prompt and answer")
     arrow(ax, (tuned.middle[0], 90), tuned.bottom)
     arrow(ax, (plain.middle[0], 90), plain.bottom)
     for start, box in ((90, value), (206, head), (plain.middle[0], same)):
         arrow(ax, (start, 178), (start, 216))
         arrow(ax, box.top, (box.middle[0], 276))
-    write(ax, value.middle[0], 287, "value", weight="bold")
-    write(ax, head.middle[0], 287, "policy", weight="bold")
-    write(ax, same.middle[0], 287, "reference policy", weight="bold")
+    lettering(ax, value.middle[0], 287, "value", weight="bold")
+    lettering(ax, head.middle[0], 287, "policy", weight="bold")
+    lettering(ax, same.middle[0], 287, "reference policy", weight="bold")
     return figure
 
 
@@ -190,20 +191,20 @@ def low_rank(width: int = 2048, rank: int = 8) -> Figure:
     def matrix(x: float, y: float, w: float, h: float, colour: str, letter: str) -> None:
         ax.add_patch(Rectangle((x, y), w, h, facecolor=FILLS[colour], edgecolor=colour,
                                linewidth=2))  # fmt: skip
-        write(ax, x + w / 2, y + h + 13, letter, LARGE, style="italic", weight="bold")
+        lettering(ax, x + w / 2, y + h + 13, letter, LARGE, style="italic", weight="bold")
 
     matrix(34, bottom, side, side, GREY, "W")
     matrix(238, bottom, thin, side, BLUE, "B")
     matrix(290, middle - thin / 2, side, thin, BLUE, "A")
-    write(ax, 34 + side / 2, middle, f"{width:,} × {width:,}")
-    write(ax, 192, middle, "+", 22)
-    write(ax, 213, middle, r"$\frac{\alpha}{r}$", 20)
-    write(ax, 270, middle, "×", 18)
-    write(ax, 244, bottom - 13, f"{width:,} × {rank}")
-    write(ax, 356, middle - 22, f"{rank} × {width:,}")
-    write(ax, 100, 17, f"frozen: {width * width:,} numbers", weight="bold")
-    write(ax, 330, 17, f"trained: {2 * rank * width:,} numbers", weight="bold", color="#00558a")
-    write(ax, 462, middle + 1, f"rank\n$r$ = {rank}")
+    lettering(ax, 34 + side / 2, middle, f"{width:,} × {width:,}")
+    lettering(ax, 192, middle, "+", 22)
+    lettering(ax, 213, middle, r"$\frac{\alpha}{r}$", 20)
+    lettering(ax, 270, middle, "×", 18)
+    lettering(ax, 244, bottom - 13, f"{width:,} × {rank}")
+    lettering(ax, 356, middle - 22, f"{rank} × {width:,}")
+    lettering(ax, 100, 17, f"frozen: {width * width:,} numbers", weight="bold")
+    lettering(ax, 330, 17, f"trained: {2 * rank * width:,} numbers", weight="bold", color="#00558a")
+    lettering(ax, 462, middle + 1, f"rank\n$r$ = {rank}")
     return figure
 
 
@@ -233,17 +234,17 @@ def one_score() -> Figure:
     figure, ax = blank(height=378)
     left, step, lane = 152, 35, 56
     for i, token in enumerate(TOKENS):
-        write(ax, left + step * (i + 0.5), 356, token, weight="bold", va="baseline")
+        lettering(ax, left + step * (i + 0.5), 356, token, weight="bold", va="baseline")
     for row, (name, numbers, colour, words) in enumerate(rows):
         zero = 340 - lane * (row + 1) + 14
-        write(ax, 8, zero + 20, name, NORMAL, weight="bold", ha="left")
-        write(ax, 8, zero + 3, words, ha="left")
+        lettering(ax, 8, zero + 20, name, NORMAL, weight="bold", ha="left")
+        lettering(ax, 8, zero + 3, words, ha="left")
         ax.plot([left, left + step * len(TOKENS)], [zero, zero], color="#9a9a9a", linewidth=0.8)
         scale = 32 / max(abs(n) for n in numbers) if max(numbers) > 0 else 14 / -min(numbers)
         for i, n in enumerate(numbers):
             ax.add_patch(Rectangle((left + step * i + 8, zero), step - 16, scale * n,
                                    facecolor=colour, linewidth=0))  # fmt: skip
-    write(ax, left + step * 9 - 14, 340 - lane + 34, f"{SCORE}")
+    lettering(ax, left + step * 9 - 14, 340 - lane + 34, f"{SCORE}")
     return figure
 
 
@@ -265,7 +266,7 @@ def preferences() -> Figure:
     figure, ax = blank(height=240)
     first = draw_box(ax, Box(10, 152, 132, 60), "text A", "“It was a joy.”", BLUE)
     second = draw_box(ax, Box(10, 28, 132, 60), "text B", "“I fell asleep.”", ORANGE)
-    write(ax, 76, 120, "same prompt, two texts")
+    lettering(ax, 76, 120, "same prompt, two texts")
     person = draw_box(ax, Box(184, 92, 96, 56), "a person", "prefers A", GREY)
     model = draw_box(ax, Box(322, 152, 172, 60), "reward model $r$", "one number for a text",
                      GREEN)  # fmt: skip
@@ -275,7 +276,7 @@ def preferences() -> Figure:
     arrow(ax, second.right, (184, 112))
     arrow(ax, person.right, (301, 120), (301, 58), goal.left)
     arrow(ax, (352, 88), (352, 152))
-    write(ax, 362, 120, "Bradley and Terry", ha="left")
+    lettering(ax, 362, 120, "Bradley and Terry", ha="left")
     for step, box in enumerate((first, person, goal, model), start=1):
         number(ax, box, step)
     return figure
@@ -318,12 +319,12 @@ def house() -> Figure:
             ax.add_patch(Rectangle(box[:2], box.width, box.height, linewidth=1.2, edgecolor=BLUE,
                                    facecolor=FILLS[BLUE]))  # fmt: skip
             look = {"ha": "left", "va": "center_baseline"}
-            write(ax, box.x + 8, box.middle[1], room, weight="bold", **look)
+            lettering(ax, box.x + 8, box.middle[1], room, weight="bold", **look)
             beside = 94 if len(storey) == 1 else 10 + 8 * len(room)
-            write(ax, box.x + beside + 8, box.middle[1], words, **look)
+            lettering(ax, box.x + beside + 8, box.middle[1], words, **look)
             x += box.width + 8
     arrow(ax, (40, lane * len(storeys)), (40, 12), colour=GREY)
-    write(ax, 22, lane * len(storeys) / 2, "imports run downwards", rotation=90)
+    lettering(ax, 22, lane * len(storeys) / 2, "imports run downwards", rotation=90)
     return figure
 
 

@@ -115,7 +115,7 @@ def draw_kl(ax: Axes, metrics: Metrics) -> None:
         steps, roots = series(metrics, "policy/sqrt_kl")
         kl, unit = [root**2 for root in roots], "nats, trlX's mean"
     ax.plot(steps, kl, _marker(kl), color=RED, markersize=4)
-    title = "KL to the reference" + (f": {kl[-1]:.2g} nats" if kl else "")
+    title = "KL" + (f": {kl[-1]:.2g} nats at the end" if kl else " to the reference")
     ax.set(title=title, ylabel=f"KL ({unit})")
     finish_axes(ax, bool(kl), legend=None)
 

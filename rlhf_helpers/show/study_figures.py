@@ -44,6 +44,8 @@ LOOKS = {
     "best-of-n": (GREY, ".", "best of n"),
     "sft": (ORANGE, "P", "SFT on positive reviews"),
     "positive-prompt": (RED, "X", "positive prompt"),
+    "dpo": ("#000000", "v", "DPO"),
+    "ppo-learned": (BLUE, "h", "PPO against a reward model"),
 }
 SEEDS_NOTE = "(3): seeds, small marks; bars: their range, or for one seed the 95 % interval"
 TEXT_COLUMNS = ("name", "kind", "panel", "verdict", "prefix")

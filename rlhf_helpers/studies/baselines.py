@@ -75,10 +75,8 @@ def draw_candidates(
                 {**dataclasses.asdict(s), "reward": r}
                 for s, r in zip(samples, rewards, strict=True)
             ]
-            if (first // (4 * BATCH)) % 8 == 7:
-                write_jsonl(path, records)
+            write_jsonl(path, records)
             progress.update(n=len(batch))
-    write_jsonl(path, records)
     return records
 
 

@@ -35,6 +35,43 @@ def study(plan, out, only, first) -> None:
 
 
 @click.command()
+@click.argument("plan", metavar="PLAN.yml", default="figures/study/preferences.yml")
+@click.option("--out", help="Where files go.", default="figures/reference_runs/preferences")
+@click.option("--only", metavar="TEXT", help="Only rows whose name has this in it.")
+@click.option("--models-only", is_flag=True, help="Stop when the reward models are made.")
+def preferences(plan, out, only, models_only) -> None:
+    """Pairs, annotator, reward models by size and seed, PPO and DPO against them.
+
+    Leaves preferences.jsonl, reward_model.json, overoptimisation.csv, table.csv, rows/ and the
+    adapters that the plan names. What was stopped goes on where it was: texts by the batch,
+    reward models and PPO from their checkpoints, finished models and rows are kept.
+    """
+    from rlhf_helpers.config.checks import wrong
+    from rlhf_helpers.config.paths import resolve_run_dir
+    from rlhf_helpers.progress import printable
+    from rlhf_helpers.runs.files import made_directory, refuse_link, writing_to
+
+    from .plan import load_plan
+    from .study import Bench, run_study
+
+    loaded, folder = load_plan(plan), resolve_run_dir(out)
+    rows = [row for row in loaded.rows if only is None or only in row.name]
+    if not rows:
+        raise wrong("--only", only, "no row of the plan has that in its name")
+    refuse_link(folder)
+    made_directory(folder)
+    with writing_to(folder, "start it again: what is finished is kept"):
+        bench = Bench(loaded)
+        bench.preferences.write_pairs(folder)
+        print(printable(str(bench.preferences.make_reward_models(folder))), flush=True)
+        if models_only:
+            return
+        run_study(loaded, folder, rows, bench)
+        bench.preferences.keep_adapters(folder)
+    print(printable(str(folder / "overoptimisation.csv")))
+
+
+@click.command()
 @click.argument("sweep", metavar="SWEEP.yml")
 @click.argument("script", metavar="SCRIPT.py")
 @click.option("--out", default="sweeps", help="Where results go.")

@@ -16,6 +16,15 @@
         n: [2, 4, 8]          # a row of the table for each
 
 Anything that is left out has the value shown above, rows aside.
+
+Three kinds learn from preferences, of which the plan then says where they come from (the defaults
+are those of PREFERENCES below; see preferences.py):
+
+    preferences: {pairs: 4096, heldout: 1024, temperature: 0.5, random_share: 0.1}
+    rows:
+      - {name: "1,024 pairs", kind: ppo-learned, pairs: 1024}  # PPO against a reward model
+      - {name: best of, kind: best-of-n-learned, pairs: 1024}  # the reward model chooses
+      - {name: DPO, kind: dpo, pairs: 1024}                    # no reward model at all
 """
 
 from __future__ import annotations
@@ -36,6 +45,7 @@ from rlhf_helpers.config.checks import (
     mapping,
     number,
     text,
+    text_list,
     wrong,
 )
 from rlhf_helpers.config.files import read_yaml
@@ -47,14 +57,20 @@ TRAINED_KINDS: dict[str, dict[str, Any]] = {
     "ppo-corrected": {"method.name": "PPOConfig", "method.semantics": "corrected"},
     "rloo": {"method.name": "RLOOConfig"},
     "grpo": {"method.name": "GRPOConfig"},
+    "ppo-learned": {"method.name": "PPOConfig", "method.semantics": "corrected"},
 }
 # What the kinds without reinforcement learning need of a row, with defaults.
 BASELINE_OPTIONS: dict[str, dict[str, Any]] = {
     "best-of-n": {"n": [2, 4, 8, 16, 32, 64]},
     "sft": {"steps": 200, "batch_size": 32, "learning_rate": 1e-3},
     "positive-prompt": {"prefix": "This is a wonderful movie and I loved it."},
+    "ppo-learned": {"pairs": 1024},
+    "best-of-n-learned": {"n": [2, 4, 8, 16, 32, 64], "pairs": 1024},
+    "dpo": {"pairs": 1024, "beta": 0.1, "steps": 120, "batch_size": 32, "learning_rate": 1e-3},
 }
-KINDS = (*TRAINED_KINDS, *BASELINE_OPTIONS)
+KINDS = tuple(dict.fromkeys((*TRAINED_KINDS, *BASELINE_OPTIONS)))
+LEARNED_KINDS = ("ppo-learned", "best-of-n-learned", "dpo")
+
 
 def _candidates(path: str, value: Any) -> list[int]:
     if not isinstance(value, list) or not value:
@@ -65,7 +81,34 @@ def _candidates(path: str, value: Any) -> list[int]:
 _OPTION_CHECKS = {
     "n": _candidates, "steps": integer(1, 1_000_000), "batch_size": integer(1, 100_000),
     "learning_rate": number(above=0.0, high=10.0), "prefix": text,
+    "pairs": integer(2, 10_000_000), "beta": number(above=0.0, high=1e4),
 }  # fmt: skip
+
+
+def _numbers(path: str, value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise wrong(path, value, "give a list of whole numbers")
+    return [integer(0, 2**31)(path, item) for item in value]
+
+
+# Where preferences come from: defaults, and what may be given.
+PREFERENCES: dict[str, Any] = {
+    "pairs": 4096, "heldout": 1024, "seed": 0,
+    "fluency_weight": 0.0, "temperature": 0.5, "random_share": 0.1,
+    "sizes": [], "seeds": [], "reward_model": {}, "adapters": [],
+}  # fmt: skip
+_PREFERENCE_CHECKS = {
+    "pairs": integer(2, 10_000_000),  # of which rows and reward models take their share
+    "heldout": integer(2, 1_000_000),  # further ones, on which reward models are measured
+    "seed": integer(0, 2**31),  # of prompts, texts and answers
+    "fluency_weight": number(0.0, 100.0),  # 0: the annotator wants sentiment alone
+    "temperature": number(0.0, 1000.0), "random_share": number(0.0, 1.0),  # of the answers
+    "sizes": _numbers, "seeds": _numbers,  # reward models to make beside those of rows
+    "reward_model": mapping,  # fields of RewardModelConfig
+    "adapters": text_list,  # names of rows whose policy and reward model are kept
+}  # fmt: skip
+# What says which reward models are made and kept, but not what they are.
+NOT_THE_PREFERENCES = ("sizes", "seeds", "adapters")
 ROW_KEYS = ("name", "kind", "panel", "seeds", "set", "n_prompts")
 
 
@@ -93,10 +136,13 @@ class Plan:
     n_prompts: int
     interval_prompts: int
     rows: list[Row]
+    preferences: dict[str, Any] = field(default_factory=lambda: dict(PREFERENCES))
 
     def settings(self, row: Row, run_dir: str | Path | None = None) -> Profile:
         """The complete configuration of a row."""
         changes = {**TRAINED_KINDS.get(row.kind, {}), **row.set}
+        if row.kind in LEARNED_KINDS:
+            changes["method.semantics"] = "corrected"
         return load_profile(self.profile, changes, seed=row.seed, run_dir=run_dir)
 
 
@@ -105,9 +151,9 @@ def load_plan(path: str | Path) -> Plan:
     data = read_yaml(path)
     checks = {"profile": text, "evaluation_seed": integer(0, 2**31), "set": mapping,
               "n_prompts": integer(2, 1_000_000), "interval_prompts": integer(1, 100_000),
-              "rows": _row_list}  # fmt: skip
+              "rows": _row_list, "preferences": _preferences}  # fmt: skip
     defaults = {"profile": "study", "evaluation_seed": 1000, "n_prompts": 1000,
-                "interval_prompts": 64, "set": {}}  # fmt: skip
+                "interval_prompts": 64, "set": {}, "preferences": {}}  # fmt: skip
     values = entries("the plan", {**defaults, **data}, checks)
     if "rows" not in values:
         raise ConfigError(f"rows is missing in {path}: list the runs of the study.")
@@ -121,6 +167,10 @@ def load_plan(path: str | Path) -> Plan:
     plan = Plan(file_name("the plan's file name", Path(path).stem), rows=rows, **values)
     _check_rows(plan)
     return plan
+
+
+def _preferences(path: str, value: Any) -> dict[str, Any]:
+    return {**PREFERENCES, **entries(path, value, _PREFERENCE_CHECKS)}
 
 
 def _row_list(path: str, value: Any) -> list:
@@ -172,12 +222,14 @@ def _short(path: str, value: Any) -> str:
 
 
 def _each_n(row: Row) -> list[Row]:
-    if row.kind != "best-of-n":
+    if "n" not in row.options:
         return [row]
     numbers = row.options["n"]
     # The candidates are drawn once, as many as the largest n asks for.
     return [
-        dataclasses.replace(row, name=f"{row.name} {n}", options={"n": n, "of": max(numbers)})
+        dataclasses.replace(
+            row, name=f"{row.name} {n}", options={**row.options, "n": n, "of": max(numbers)}
+        )
         for n in numbers
     ]
 
@@ -194,7 +246,15 @@ def _check_rows(plan: Plan) -> None:
             raise ConfigError(f"the row {row.name!r} with seed {row.seed} is in the plan twice: "
                               "give each row a name of its own.")  # fmt: skip
         seen.add(row.id)
+        _check_learned(plan, row)
         try:
             plan.settings(row)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from None
+
+
+def _check_learned(plan: Plan, row: Row) -> None:
+    """No row can take more pairs than the plan has."""
+    if row.kind in LEARNED_KINDS:
+        most = plan.preferences["pairs"]
+        integer(2, most)(f"pairs of row {row.name!r}", row.options["pairs"])

@@ -13,6 +13,7 @@ was interrupted continues from its checkpoint.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -41,7 +42,8 @@ from rlhf_helpers.runs.files import (
 )
 from rlhf_helpers.runs.manifest import library_versions
 
-from .plan import TRAINED_KINDS, Plan, Row
+from .overoptimisation import COLUMNS, overoptimisation_rows
+from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, TRAINED_KINDS, Plan, Row
 
 # What the table says of each row's evaluation, in this order.
 MEASURES = (
@@ -54,31 +56,41 @@ MEASURES = (
 )  # fmt: skip
 ALSO = ("kl_analytic", "trained_parameters", "seconds", "cpu_seconds")
 INTERVALS = ("paired_difference", "judge_difference")
+# What rows that learn from preferences say beside these (preferences.py).
+LEARNED = (
+    "gold_name", "gold_before", "gold_after", "proxy_before", "proxy_after",
+    "reward_model_accuracy", "ceiling",
+)  # fmt: skip
 # Of the metrics of a run, what its course is drawn from.
 COURSE = (
     "exp_scores/mean", "objective/kl", "rollout/length", "kl_ctl_value", "reward/mean",
     "metrics/judge",
 )  # fmt: skip
+LEARNED_COURSE = ("metrics/sentiment", "metrics/gold", "metrics/proxy")
 
 
-def run_study(plan: Plan, out: Path, rows: Sequence[Row] | None = None) -> Path:
+def run_study(
+    plan: Plan, out: Path, rows: Sequence[Row] | None = None, bench: Bench | None = None
+) -> Path:
     """Do every row that is not done yet; returns the table's path.
 
-    Raises CannotWriteError where `out` cannot be written.
+    `bench`: what the rows share, where it is at hand already. Raises CannotWriteError where `out`
+    cannot be written.
     """
     for place in (out, out / "rows", out / "metrics"):
         refuse_link(place)
         made_directory(place)
     with writing_to(out, "start it again: finished rows are kept"):
-        return _run(plan, out, rows)
+        return _run(plan, out, rows, bench)
 
 
-def _run(plan: Plan, out: Path, rows: Sequence[Row] | None) -> Path:
+def _run(plan: Plan, out: Path, rows: Sequence[Row] | None, bench: Bench | None) -> Path:
     rows = plan.rows if rows is None else rows
     waiting = [row for row in rows if finished(plan, row, out) is None]
     print(f"{plan.name}: {len(rows)} rows, {len(rows) - len(waiting)} of them done.", flush=True)
     refresh(plan, out)
-    bench = Bench(plan) if waiting else None
+    if waiting and bench is None:
+        bench = Bench(plan)
     started = time.monotonic()
     for done, row in enumerate(waiting):
         left = ""
@@ -113,6 +125,9 @@ def described(plan: Plan, row: Row) -> dict[str, Any]:
     fields = {key: getattr(row, key) for key in ("name", "kind", "panel", "seed", "n_prompts")}
     shared = {"profile": plan.profile, "evaluation_seed": plan.evaluation_seed}
     described = {**fields, **shared, "set": row.set, "options": row.options}
+    if row.kind in LEARNED_KINDS:
+        kept = {k: v for k, v in plan.preferences.items() if k not in NOT_THE_PREFERENCES}
+        described["preferences"] = kept
     return json.loads(json.dumps(described))
 
 
@@ -167,15 +182,29 @@ class Bench:
         self.reward_fn = task_reward(settings)
         self.judge = judge_by_name(settings.assets["judge"])
 
+    @functools.cached_property
+    def preferences(self):
+        """Pairs, annotator and reward models, for the rows that learn from them."""
+        from .preferences import Preferences
+
+        return Preferences(
+            self.plan, self.work, self.training_prompts, self.reward_fn, self.judge
+        )
+
     def do(self, row: Row, out: Path) -> dict[str, Any]:
         """Train and evaluate one row, or sample a baseline; returns what its file holds."""
-        directory = self.work / row.id
+        learned = row.kind in LEARNED_KINDS
+        directory = self.work / (self.preferences.folder(row) if learned else row.id)
         settings = self.plan.settings(row, directory)
         before = self.before(settings, row.n_prompts)
+        self._prepare(row)
         with time_spent(directory / "spent.json") as spent:
             after, extra = self._after(row, settings, directory)
         write_jsonl(directory / "after_samples.jsonl", after)
+        if learned:
+            extra |= self.preferences.measured(row, before, after)
         result = {
+            "id": row.id,
             "row": described(self.plan, row),
             "settings": settings.to_dict(),
             "versions": library_versions(),
@@ -184,8 +213,16 @@ class Bench:
             **extra,
         }
         if row.kind in TRAINED_KINDS:
-            write_course(directory / "metrics.jsonl", out / "metrics" / f"{row.id}.csv")
+            names = COURSE + (LEARNED_COURSE if learned else ())
+            write_course(directory / "metrics.jsonl", out / "metrics" / f"{row.id}.csv", names)
         return result
+
+    def _prepare(self, row: Row) -> None:
+        """Draw pairs and train the reward model before the row's own clock starts."""
+        if row.kind == "dpo":
+            self.preferences.some(row.options["pairs"], row.seed)
+        elif row.kind in LEARNED_KINDS:
+            self.preferences.reward_model(row.options["pairs"], row.seed)
 
     def before(self, settings: Profile, n: int) -> list[dict[str, Any]]:
         """The base model's samples of the first n held-out prompts, drawn once and kept."""
@@ -217,33 +254,61 @@ class Bench:
         prompts = self.prompts[: row.n_prompts]
         policy = load_policy(settings.config)
         scoring = (self.reward_fn, self.judge)
-        if row.kind == "best-of-n":
+        if row.kind in ("best-of-n", "best-of-n-learned"):
             n, of = row.options["n"], row.options["of"]
-            path = self.work / f"candidates-{of}-of-{len(prompts)}.jsonl"
+            name = "candidates" if row.kind == "best-of-n" else "corrected-candidates"
+            path = self.work / f"{name}-{of}-of-{len(prompts)}.jsonl"
             candidates = baselines.draw_candidates(
                 policy, prompts, of, settings, self.reward_fn, path
             )
+            if row.kind == "best-of-n-learned":  # the reward model chooses, gold measures
+                learned = self.preferences.reward_model(row.options["pairs"], row.seed)
+                scores = learned.scores([c["prompt"] + c["output"] for c in candidates])
+                candidates = [
+                    {**c, "reward": r} for c, r in zip(candidates, scores, strict=True)
+                ]
             records = baselines.best_of_n(policy, prompts, candidates, n, *scoring)
             return records, {"kl_analytic": baselines.best_of_n_kl(n)}
         if row.kind == "positive-prompt":
             prefix = row.options["prefix"]
             return baselines.with_positive_prompt(policy, prompts, prefix, settings, *scoring), {}
-        baselines.fine_tune(policy, settings, seed=row.seed, **row.options)
+        if row.kind == "dpo":
+            self._dpo(policy, row, settings, directory)
+        else:
+            baselines.fine_tune(policy, settings, seed=row.seed, **row.options)
         policy.save(directory / "policy", settings.config.model.model_path)
         return self._sampled(policy, row, settings), {}
+
+    def _dpo(self, policy, row: Row, settings: Profile, directory: Path) -> None:
+        from rlhf_helpers.training.semantics import semantics_of
+
+        from .dpo import train_dpo
+
+        options = {k: v for k, v in row.options.items() if k != "pairs"}
+        pairs = self.preferences.some(row.options["pairs"], row.seed)
+        special = semantics_of(settings.config.method.semantics).adds_special_tokens
+        course = train_dpo(policy, pairs, seed=row.seed, add_special_tokens=special, **options)
+        write_jsonl(directory / "dpo.jsonl", course)
 
     def _trained(self, row: Row, settings: Profile):
         from rlhf_helpers.training.api import train
 
+        reward_fn, metric_fn = self.reward_fn, self._judged
+        if row.kind == "ppo-learned":
+            reward_fn = self.preferences.reward_model(row.options["pairs"], row.seed)
+            metric_fn = self.preferences.metrics_of(reward_fn)
         trainer = train(
-            reward_fn=self.reward_fn,
+            reward_fn=reward_fn,
             prompts=self.training_prompts,
             eval_prompts=[p.prompt for p in self.prompts[: self.plan.interval_prompts]],
-            metric_fn=lambda samples, **_: {"judge": self.judge.score(samples)},
+            metric_fn=metric_fn,
             config=settings.config,
         )
         trained = sum(p.numel() for p in trainer.trained.values())
         return self._sampled(trainer.policy, row, settings), {"trained_parameters": trained}
+
+    def _judged(self, samples: list[str], **_: Any) -> dict[str, list[float]]:
+        return {"judge": self.judge.score(samples)}
 
     def _sampled(self, policy, row: Row, settings: Profile) -> list[dict[str, Any]]:
         from rlhf_helpers.evaluation.sampling import sample_records
@@ -255,11 +320,11 @@ class Bench:
 # --- what is kept --------------------------------------------------------------------------
 
 
-def write_course(metrics: Path, path: Path) -> None:
+def write_course(metrics: Path, path: Path, names: Sequence[str] = COURSE) -> None:
     """The lines of metrics.jsonl that say how the run went, as a small CSV."""
-    lines = [line for line in read_metrics(metrics) if any(name in line for name in COURSE)]
-    rows = [{"step": line["step"], **{k: line.get(k) for k in COURSE}} for line in lines]
-    _write_csv(path, ["step", *COURSE], rows)
+    lines = [line for line in read_metrics(metrics) if any(name in line for name in names)]
+    rows = [{"step": line["step"], **{k: line.get(k) for k in names}} for line in lines]
+    write_csv(path, ["step", *names], rows)
 
 
 def write_table(plan: Plan, out: Path) -> Path:
@@ -269,7 +334,11 @@ def write_table(plan: Plan, out: Path) -> Path:
     rows = [table_row(result, varied) for result in results]
     bounds = [f"{name}_{bound}" for name in INTERVALS for bound in ("mean", "low", "high")]
     names = ["name", "kind", "panel", "seed", *varied, *MEASURES, *bounds, *ALSO]
-    return _write_csv(out / "table.csv", names, rows)
+    if any(row.kind in LEARNED_KINDS for row in plan.rows):
+        names += LEARNED
+        courses = overoptimisation_rows(results, out / "metrics", plan.interval_prompts)
+        write_csv(out / "overoptimisation.csv", COLUMNS, courses)
+    return write_csv(out / "table.csv", names, rows)
 
 
 def refresh(plan: Plan, out: Path) -> None:
@@ -304,10 +373,12 @@ def table_row(result: dict[str, Any], varied: Sequence[str]) -> dict[str, Any]:
         **{key: evaluation[key] for key in MEASURES},
         **intervals,
         **{key: result.get(key) for key in ALSO},
+        **{key: result[key] for key in LEARNED if key in result},
     }
 
 
-def _write_csv(path: Path, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> Path:
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> Path:
+    """A CSV file with these columns, numbers to six digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

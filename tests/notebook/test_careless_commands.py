@@ -49,6 +49,7 @@ def places(tmp_path):
 COMMANDS = {
     "run": ["run", "--run-dir"],
     "study": ["study", ROOT / "figures" / "study" / "frontier.yml", "--first", "1", "--out"],
+    "preferences": ["preferences", "--models-only", "--out"],
     "pretrain": ["pretrain", "--steps", "1", "--out"],
     "train-reward": ["train-reward", "--steps", "1", "--out"],
     "train-judge": ["train-judge", "--out"],

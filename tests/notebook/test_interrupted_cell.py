@@ -15,7 +15,7 @@ import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 from tiny_runs import PROMPTS, letter_reward, run_config
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers import train
 
 def reward_fn(samples, **kwargs):
     (Path({run!r}).parent / "scoring").touch()

@@ -179,7 +179,7 @@ def test_aliases_that_multiply_are_refused_in_little_memory(tmp_path):
     (tmp_path / "bomb.yml").write_text(BOMB)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))\n"
-        "from rlhf_helpers.config.trl_config import load_profile, ConfigError\n"
+        "from rlhf_helpers import load_profile, ConfigError\n"
         "try: load_profile(sys.argv[1])\nexcept ConfigError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "bomb.yml")], text=True,

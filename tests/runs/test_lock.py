@@ -98,9 +98,9 @@ import os, sys, time
 from rlhf_helpers.runs.lock import only_run_in
 with only_run_in(sys.argv[1]):
     if os.fork() == 0:
+        print("held", flush=True)  # the child is there
         time.sleep(60)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(600)
 """
 

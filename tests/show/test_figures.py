@@ -125,7 +125,7 @@ def test_training_curves_draw_the_files_values():
     assert evaluated == ([0, 8, 16], pytest.approx([0.45, 0.57, 0.69]))
     assert title(reward) == "Mean reward: from 0.45 to 0.69"
     assert list(kl.get_lines()[0].get_ydata()) == pytest.approx([0, 1.3, 2.6, 3.9, 5.2, 6.5])
-    assert title(kl) == "KL to the reference: 6.5 nats" and "per sample" in kl.get_ylabel()
+    assert title(kl) == "KL: 6.5 nats at the end" and "per sample" in kl.get_ylabel()
     for ax, name in ((policy_loss, "losses/policy_loss"), (value_loss, "losses/value_loss"),
                      (clipfrac, "policy/clipfrac"), (approx_kl, "policy/approx_kl")):
         values = [line[name] for line in metrics if name in line]

@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 from datasets import Dataset
-from tiny_runs import letter_reward, model_dir, policy_with_lora, run_config
+from tiny_runs import letter_reward, policy_with_lora, run_config
+from tiny_studies import LETTERS, VowelJudge, small_plans, write_plan
 
 from rlhf_helpers.__main__ import main
 from rlhf_helpers.config.checks import ConfigError
@@ -22,25 +23,10 @@ from rlhf_helpers.studies import study
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.training.trainer import PPOTrainer
 
-LETTERS = "policy value model feedback code human every reward batch data"
-
-
-class VowelJudge:
-    """Share of vowels: a judge of another opinion."""
-
-    def score(self, texts):
-        return [sum(t.count(v) for v in "aeiou") / (1 + len(t)) for t in texts]
-
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     monkeypatch.setenv("RLHF_QUIET_PROGRESS", "1")
-
-
-def write_plan(tmp_path, rows, **fields):
-    path = tmp_path / "plan.yml"
-    path.write_text(json.dumps({"rows": rows, **fields}))  # JSON is YAML
-    return path
 
 
 def error_of(tmp_path, rows, **fields):
@@ -86,7 +72,7 @@ def test_kinds_choose_the_method(tmp_path):
 
 def test_a_wrong_plan_is_refused_before_anything_runs(tmp_path):
     ppo = {"name": "a", "kind": "ppo"}
-    assert "'dpo'" in error_of(tmp_path, [{"name": "a", "kind": "dpo"}])
+    assert "'ilql'" in error_of(tmp_path, [{"name": "a", "kind": "ilql"}])
     assert "did you mean seeds" in error_of(tmp_path, [ppo | {"seed": 1}])
     assert "twice" in error_of(tmp_path, [ppo, ppo])
     assert "method.init_kl_coef" in error_of(tmp_path, [ppo | {"set": {"method.init_kl": 0}}])
@@ -117,31 +103,7 @@ def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
 
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
-    """A random model, a letter-counting reward, a few reviews; runs/ and figures/ in tmp_path."""
-    openings = [f"{a} {b} {c}" for a in LETTERS.split() for b in LETTERS.split() for c in "xy"]
-    texts = [f"{opening} and more {i % 7} words" for i, opening in enumerate(openings)]
-    reviews = Dataset.from_dict({
-        "text": texts, "label": [i % 2 for i in range(len(texts))],
-        "bucket": [i % 10 for i in range(len(texts))],
-    })  # fmt: skip
-    monkeypatch.setattr("rlhf_helpers.data.reviews.load_reviews", lambda name: reviews)
-    monkeypatch.setattr(study_baselines, "load_reviews", lambda name: reviews)
-    monkeypatch.setattr("rlhf_helpers.rewards.task.task_reward", lambda settings: letter_reward)
-    monkeypatch.setattr("rlhf_helpers.rewards.judge.judge_by_name", lambda name: VowelJudge())
-    monkeypatch.setattr(study, "resolve_run_dir", lambda path: tmp_path / path)
-    tiny = run_config(tmp_path).to_dict()
-    changes = {
-        "model.model_path": str(model_dir(tmp_path)), "model.num_layers_unfrozen": 2,
-        **{f"train.{k}": tiny["train"][k] for k in ("batch_size", "total_steps", "eval_interval")},
-        "train.seq_length": 48, "method.num_rollouts": 8, "method.chunk_size": 8,
-        "method.gen_kwargs.max_new_tokens": 8, "model.delta_kwargs.lora_r": 2,
-        "train.checkpoint_interval": 2,
-    }  # fmt: skip
-
-    def plan(rows):
-        return load_plan(write_plan(tmp_path, rows, set=changes, n_prompts=12, interval_prompts=4))
-
-    return plan
+    return small_plans(tmp_path, monkeypatch)
 
 
 EVERY_KIND = [

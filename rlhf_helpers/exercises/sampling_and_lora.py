@@ -1,4 +1,4 @@
-"""Checks of the exercises in notebooks/exercises/: each names the mistake that it finds.
+"""Checks of the exercises to notebooks 02 and 03: each names the mistake that it finds.
 
 A check is called with the reader's function and says in one sentence that it is right, or what is
 most likely wrong. It raises nothing, so that a notebook runs to its end with exercises still open.

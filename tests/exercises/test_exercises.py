@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_helpers.notebook import exercises
+from rlhf_helpers.exercises import sampling_and_lora as exercises
 
 
 def said(capsys, check, *functions):

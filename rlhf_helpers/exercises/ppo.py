@@ -1,8 +1,8 @@
 """Checks of the exercises to notebook 04: advantages, clipping, KL, masks, rewards, RLOO.
 
-As in `exercises.py`, a check is called with the reader's function, says in one sentence what is
-right or most likely wrong, and compares with numbers that are worked out in another way than in
-the solution: by sums over single tokens, in plain Python.
+As in `sampling_and_lora.py`, a check is called with the reader's function, says in one sentence
+what is right or most likely wrong, and compares with numbers that are worked out in another way
+than in the solution: by sums over single tokens, in plain Python.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .exercises import close, report
+from .sampling_and_lora import close, report
 
 GAMMA, LAM = 0.9, 0.8
 VALUES = ((0.5, 0.4, 0.7, 0.2), (0.1, 0.3, 0.6, 0.9))

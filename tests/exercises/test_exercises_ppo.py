@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_helpers.notebook import exercises_ppo as checks
+from rlhf_helpers.exercises import ppo as checks
 
 
 def said(capsys, check, answer):
