@@ -10,6 +10,8 @@ RUN_DIR ?= runs/$(PROFILE)
 # Where torch comes from: pip's options. By default torch's small CPU build on Linux without an NVIDIA
 # driver, and PyPI's build elsewhere. TORCH= takes pip's own choice.
 TORCH ?= $$($(PYTHON) .ci/torch_index.py)
+# More options for the slow tier, such as files to leave out.
+SLOW ?=
 EXTRAS := $(VENV)/.extras
 OLDEST := .venv-oldest
 # The image that is tried by test-colab, and the Python that it has.
@@ -27,7 +29,7 @@ test: lint
 	$(PY) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow -n auto --maxprocesses 4 --dist load
+	$(PY) -m pytest -m slow -n auto --maxprocesses 4 --dist load $(SLOW)
 
 # The lowest versions that requirements.txt admits (torch aside, whose old builds bring CUDA).
 test-oldest: $(OLDEST)/.installed

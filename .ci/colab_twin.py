@@ -44,7 +44,7 @@ def copy_of_the_repository(content: Path) -> Path:
         target = repo / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / file).read_bytes())
-    for notebook in repo.glob("notebooks/*.ipynb"):
+    for notebook in repo.glob("notebooks/**/*.ipynb"):
         text = notebook.read_text(encoding="utf-8")
         notebook.write_text(text.replace("/content/", f"{content.as_posix()}/"), encoding="utf-8")
     return repo

@@ -26,7 +26,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from tiny_runs import PROMPTS, letter_reward, run_config
 from rlhf_helpers.config.trl_config import TRLConfig
-from rlhf_helpers.training.trainer import train
+from rlhf_helpers import train
 
 def main(hparams):
     config = TRLConfig.update(run_config({root!r}).to_dict(), hparams)
