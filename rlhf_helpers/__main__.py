@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
 import click
+
+from rlhf_helpers.progress import printable
 
 # Name -> where its function is, and what it does. It is imported when it is called: a line of
 # help must not wait for torch.
@@ -91,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as end:  # after --help
         return end.exit_code
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        print(printable(said.getvalue()), file=sys.stderr, end="")  # it repeats what was given
         return error.exit_code
     except (KeyboardInterrupt, Exception) as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else exit_code(error)
