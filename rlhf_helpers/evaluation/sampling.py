@@ -99,8 +99,9 @@ def sample(
     ids, mask = pad_prompts(tokenised, tokenizer.pad_token_id)
     settings, processors = _without_sampling(gen_kwargs, [p.seed for p in prompts])
     # A prompt opens with no end-of-text here, so every one after it was drawn.
-    was_active = policy.lora_dropout_active
+    was_active, temperature = policy.lora_dropout_active, policy.temperature
     policy.set_dropout(active=False)
+    policy.temperature = 1.0  # a trainer's policy has that of its run
     try:
         with policy.merged_for_sampling():
             rows = policy.generate(ids, mask, logits_processor=processors, **settings)
@@ -152,13 +153,15 @@ def response_logprobs(policy: Policy, samples: Sequence[Sample]) -> tuple[Tensor
         rows.append(F.pad(row, (left, right), value=pad))
         masks.append(F.pad(torch.ones(len(row), dtype=torch.long), (left, right)))
         responses.append(F.pad(torch.ones(len(s.output_ids)), (0, right)))
-    was_active = policy.lora_dropout_active
+    was_active, temperature = policy.lora_dropout_active, policy.temperature
     policy.set_dropout(active=False)
+    policy.temperature = 1.0  # a trainer's policy has that of its run
     try:
         tokens, mask = torch.stack(rows).to(policy.device), torch.stack(masks).to(policy.device)
         scored = policy.score(tokens, mask, start=width - 1)
     finally:
         policy.set_dropout(was_active)
+        policy.temperature = temperature
     return scored.logprobs, scored.ref_logprobs, torch.stack(responses).to(policy.device)
 
 
