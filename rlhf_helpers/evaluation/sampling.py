@@ -99,9 +99,8 @@ def sample(
     ids, mask = pad_prompts(tokenised, tokenizer.pad_token_id)
     settings, processors = _without_sampling(gen_kwargs, [p.seed for p in prompts])
     # A prompt opens with no end-of-text here, so every one after it was drawn.
-    was_active, temperature = policy.lora_dropout_active, policy.temperature
+    was_active = policy.lora_dropout_active
     policy.set_dropout(active=False)
-    policy.temperature = 1.0  # a trainer's policy has that of its run
     try:
         with policy.merged_for_sampling():
             rows = policy.generate(ids, mask, logits_processor=processors, **settings)
