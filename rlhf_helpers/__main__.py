@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": ("lab.commands:bench", "measure one PPO iteration"),
     "memory": ("lab.commands:memory", "predict, and measure, the memory of a run"),
     "pretrain": ("making.commands:pretrain", "make the shipped policy tiny-opt-imdb again"),
+    "fine-tune": ("making.commands:fine_tune", "teach a model to write reviews, before PPO"),
     "train-reward": ("making.commands:train_reward", "train the sentiment reward model again"),
     "train-judge": ("making.commands:train_judge", "train the independent judge again"),
 }
