@@ -180,7 +180,8 @@ class PPOTrainer:
     def _train(self) -> None:
         self._catch_up()
         quiet = None if self.processes.is_main else True
-        self._progress = Progress(self.total_steps, "PPO", unit="step", done=self.step, quiet=quiet)
+        name = type(self.config.method).__name__.removesuffix("Config")
+        self._progress = Progress(self.total_steps, name, unit="step", done=self.step, quiet=quiet)
         while self.step < self.total_steps:
             self._one_step()
             if self._all_agree(bool(self._interrupts)):

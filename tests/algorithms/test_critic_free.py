@@ -210,6 +210,13 @@ def test_a_configuration_changes_its_method_by_name(tmp_path):
         run_config(tmp_path, method__samples_per_prompt=2)
 
 
+@pytest.mark.parametrize("name", ["PPO", "rlooconfig", "GRPOConfig"])
+def test_the_progress_is_called_as_the_method_is(tmp_path, capsys, name):
+    tiny_train(tmp_path, method__name=name)
+    printed = capsys.readouterr()
+    assert f"{name.upper().removesuffix('CONFIG')} 4/4 · 100 %" in printed.out + printed.err
+
+
 def test_their_defaults_are_not_trlxs():
     assert (RLOOConfig().semantics, RLOOConfig().ppo_epochs) == ("corrected", 1)
     assert (GRPOConfig().semantics, GRPOConfig().ppo_epochs) == ("corrected", 4)
