@@ -211,7 +211,9 @@ def test_a_configuration_changes_its_method_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["PPO", "rlooconfig", "GRPOConfig"])
-def test_the_progress_is_called_as_the_method_is(tmp_path, capsys, name):
+def test_the_progress_is_called_as_the_method_is(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr("rlhf_helpers.progress.FIRST_LINE_SECONDS", 0.0)  # else short runs say none
+    monkeypatch.delenv("RLHF_QUIET_PROGRESS", raising=False)
     tiny_train(tmp_path, method__name=name)
     printed = capsys.readouterr()
     assert f"{name.upper().removesuffix('CONFIG')} 4/4 · 100 %" in printed.out + printed.err
