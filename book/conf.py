@@ -1,0 +1,37 @@
+"""Sphinx's settings for the book; book/make_book.py prepares the pages and calls it."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent)]
+
+from common import MATHJAX, URL  # noqa: E402
+
+project = "RLHF on one machine"
+author = "its contributors"
+copyright = "its contributors"
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # by default from a content network; committed notebooks have no widgets
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 4
+suppress_warnings = ["misc.highlighting_failure"]  # cells that begin with % or !
+copybutton_selector = "div.highlight pre"
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_copy_source = False
+html_show_sourcelink = False
+mathjax_path = f"mathjax/{MATHJAX}"
+mathjax3_config = {"options": {"enableMenu": False}}  # the menu would fetch parts of itself
+html_theme_options = {
+    "repository_url": URL,
+    "use_repository_button": True,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+}
