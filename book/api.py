@@ -6,6 +6,7 @@ so they go into the page as they are.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -36,29 +37,37 @@ def write_api(folder: Path) -> list[str]:
 def page(room: str) -> str:
     module = importlib.import_module(room)
     parts = [f"# {room}", inspect.getdoc(module) or ""]
-    parts += [entry(room, name, getattr(module, name)) for name in public_names(module)]
+    in_rooms = names_of_rooms() if room == "rlhf_helpers" else set()
+    for name in public_names(module):
+        parts.append(entry(room, name, getattr(module, name), name in in_rooms))
     return "\n\n".join(parts) + "\n"
 
 
-def entry(room: str, name: str, value: object) -> str:
+@functools.cache
+def names_of_rooms() -> set[str]:
+    """What stands on a room's page; the package's page shows it too, but is not linked to."""
+    return {name for room in rooms()[1:] for name in public_names(importlib.import_module(room))}
+
+
+def entry(room: str, name: str, value: object, is_elsewhere: bool) -> str:
     """A heading for the contents, then Sphinx's description of the name, with its methods."""
+    options = f":module: {room}\n" + (":no-index:\n" if is_elsewhere else "")
     kind = "function" if inspect.isroutine(value) else "exception" if is_error(value) else "class"
     body = [inspect.getdoc(value) or ""]
     if kind == "class":
         body += [
-            described("method", member, function, "")
+            described("method", member, function, "", options.partition("\n")[2])
             for member, function in inspect.getmembers(value, inspect.isroutine)
             if not member.startswith("_") and function.__doc__ and documented_here(function)
         ]
-    text = described(kind, name, value, "\n\n".join(body), room)
+    text = described(kind, name, value, "\n\n".join(body), options)
     return f"## {name}\n\n{text}"
 
 
-def described(kind: str, name: str, value: object, body: str, room: str = "") -> str:
+def described(kind: str, name: str, value: object, body: str, options: str) -> str:
     body = body or inspect.getdoc(value) or ""
-    fence = "::::::" if kind != "method" else ":::"
-    module = f":module: {room}\n" if room else ""
-    return f"{fence}{{py:{kind}}} {name}{signature(value, kind)}\n{module}\n{body}\n{fence}"
+    fence = "`" * (8 if kind != "method" else 6)  # longer than any in a docstring
+    return f"{fence}{{py:{kind}}} {name}{signature(value, kind)}\n{options}\n{body}\n{fence}"
 
 
 def signature(value: object, kind: str) -> str:

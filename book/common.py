@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 URL = repository_url(ROOT / "pyproject.toml")
 MATHJAX = "tex-svg.js"  # one file: glyphs are drawn, no fonts are loaded
+PICTURES = {".png", ".svg"}
+# Markdown's links and pictures, and pictures in HTML: what comes before the target, the target.
+TARGET = re.compile(r"(\]\(|<img[^>]*?\bsrc=[\"'])([^)\s\"']+)")
 IN_COLAB = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\(([^)]*)\)")
 
 
@@ -63,6 +66,45 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
             cell.source = without_badge(cell.source)
     notebook.cells = cells
     return notebook
+
+
+class BrokenLinkError(Exception):
+    """A page names a file that the repository does not have."""
+
+
+def place(path: Path) -> Path:
+    """Where a file of the repository lies in the book, relative to its top."""
+    relative = path.relative_to(ROOT)
+    return Path("index.md") if relative == Path("README.md") else relative
+
+
+def with_links(text: str, source: Path, known: set[Path], top: Path) -> str:
+    """Links of a page as they have to be below `top`, to which pictures are copied.
+
+    A link to one of the files `known` stays inside, one to another file of the repository goes to
+    the repository's address. Raises BrokenLinkError where there is no such file.
+    """
+
+    def changed(match: re.Match) -> str:
+        before, target = match.groups()
+        if re.match(r"[a-z]+:|#", target):
+            return match.group()
+        name, hash_sign, anchor = target.partition("#")
+        path = (source.parent / name).resolve()
+        if not path.exists():
+            raise BrokenLinkError(f"{source.relative_to(ROOT)} names {target}, which is not there")
+        if path.suffix in PICTURES:
+            copied = top / path.relative_to(ROOT)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copied)
+            return match.group()
+        if path in known:
+            up = Path(*[".."] * (len(place(source).parts) - 1))
+            return f"{before}{(up / place(path)).as_posix()}{hash_sign}{anchor}"
+        kind = "tree" if path.is_dir() else "blob"
+        return f"{before}{URL}/{kind}/main/{path.relative_to(ROOT).as_posix()}{hash_sign}{anchor}"
+
+    return TARGET.sub(changed, text)
 
 
 def copy_mathjax(folder: Path) -> None:

@@ -12,6 +12,7 @@ author = "its contributors"
 copyright = "its contributors"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 nb_execution_mode = "off"
+nb_merge_streams = True
 nb_ipywidgets_js = {}  # by default from a content network; committed notebooks have no widgets
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
@@ -24,6 +25,7 @@ html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 mathjax_path = f"mathjax/{MATHJAX}"
 mathjax3_config = {"options": {"enableMenu": False}}  # the menu would fetch parts of itself
 html_theme_options = {
@@ -34,4 +36,5 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the search field stands in the left column
 }

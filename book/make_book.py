@@ -9,7 +9,6 @@ that are no pages go to the repository's address.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,66 +18,25 @@ from api import write_api
 from common import (
     BUILD,
     ROOT,
-    URL,
     copy_mathjax,
     exercises,
+    place,
     read_notebook,
     title,
     tutorial,
+    with_links,
     without_badge,
 )
 from sphinx.cmd.build import main as sphinx
 
 PAGES, SITE = BUILD / "book-pages", BUILD / "book"
-# Markdown's links and pictures, and pictures in HTML: what comes before the target, the target.
-TARGET = re.compile(r"(\]\(|<img[^>]*?\bsrc=[\"'])([^)\s\"']+)")
-PICTURES = {".png", ".svg"}
 FIRST_DOCS = ("teaching", "study")  # then the others by name
-
-
-class BrokenLinkError(Exception):
-    """A page names a file that the repository does not have."""
 
 
 def pages() -> list[Path]:
     """The files of the repository that become pages."""
     docs = sorted((ROOT / "docs").glob("*.md"))
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *docs, *tutorial(), *exercises()]
-
-
-def place(path: Path) -> Path:
-    """Where a file of the repository lies in the book, relative to its top."""
-    relative = path.relative_to(ROOT)
-    return Path("index.md") if relative == Path("README.md") else relative
-
-
-def with_links(text: str, source: Path, known: set[Path]) -> str:
-    """Links of a page as they have to be in the book; pictures that it shows are copied."""
-
-    def changed(match: re.Match) -> str:
-        before, target = match.groups()
-        if re.match(r"[a-z]+:|#", target):
-            return match.group()
-        name, hash_sign, anchor = target.partition("#")
-        path = (source.parent / name).resolve()
-        if not path.exists():
-            raise BrokenLinkError(f"{source.relative_to(ROOT)} names {target}, which is not there")
-        if path.suffix in PICTURES:
-            copy_picture(path)
-            return match.group()
-        if path in known:
-            up = Path(*[".."] * (len(place(source).parts) - 1))
-            return f"{before}{(up / place(path)).as_posix()}{hash_sign}{anchor}"
-        kind = "tree" if path.is_dir() else "blob"
-        return f"{before}{URL}/{kind}/main/{path.relative_to(ROOT).as_posix()}{hash_sign}{anchor}"
-
-    return TARGET.sub(changed, text)
-
-
-def copy_picture(path: Path) -> None:
-    target = PAGES / path.relative_to(ROOT)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path, target)
 
 
 def write_page(source: Path, known: set[Path]) -> None:
@@ -88,11 +46,11 @@ def write_page(source: Path, known: set[Path]) -> None:
         notebook = read_notebook(source)
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
-                cell.source = with_links(cell.source, source, known)
+                cell.source = with_links(cell.source, source, known, PAGES)
         nbformat.write(notebook, target)
     else:
         text = without_badge(source.read_text(encoding="utf-8"))
-        target.write_text(with_links(text, source, known), encoding="utf-8")
+        target.write_text(with_links(text, source, known, PAGES), encoding="utf-8")
 
 
 def contents(api: list[str]) -> str:
@@ -126,9 +84,9 @@ def main() -> int:
     with (PAGES / "index.md").open("a", encoding="utf-8") as first:
         first.write(contents(write_api(PAGES / "api")))
     options = ["-q", "-W", "--keep-going", "-j", "auto", "-c", str(ROOT / "book")]
+    copy_mathjax(SITE / "_static" / "mathjax")
     code = sphinx([*options, "-d", str(BUILD / "book-doctrees"), str(PAGES), str(SITE)])
     if code == 0:
-        copy_mathjax(SITE / "_static" / "mathjax")
         print(f"The book: {SITE.relative_to(ROOT)}/index.html")
     return code
 
