@@ -19,6 +19,8 @@ myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]  # cells that begin with % or !
 copybutton_selector = "div.highlight pre"
 
+toc_object_entries = False  # each name has a heading already
+
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["static"]

@@ -5,7 +5,7 @@
 No notebook says where its slides end: `pages_of` finds that from headings, folds and lengths.
 
 - A heading begins a slide to the right (##) or below (###); what does not fit goes on below.
-- What is folded in a notebook, the answer to a prediction, is a slide of its own.
+- What is folded in a notebook, the answer to a prediction, comes on the next slide.
 - Bootstrap, parameters and cells that are folded whole are left out.
 """
 
@@ -26,10 +26,10 @@ from nbconvert import SlidesExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 SITE = BUILD / "slides"
-CAPACITY = 610  # pixels below a slide's title, of 720
+CAPACITY = 650  # pixels below a slide's title, of 720
 LINE, CODE_LINE, ROW = 36, 25, 35  # pixels of a line of text, of code, of a row of a table
-TEXT_WIDTH, OUTPUT_WIDTH = 88, 104  # characters in a line
-DIAGRAM, FIGURE = 410, 430
+TEXT_WIDTH, OUTPUT_WIDTH, ROW_WIDTH = 92, 108, 120  # characters in a line
+DIAGRAM, FIGURE = 410, 475
 PLUMBING = {"bootstrap", "parameters", "injected-parameters"}
 # A fence, a formula and a fold may hold empty lines; everything else ends at one.
 BLOCK = re.compile(r"```.*?```|\$\$.*?\$\$|<details>.*?</details>|(?:(?!\n\n|<details>).)+", re.S)
@@ -52,7 +52,11 @@ class Piece:
 def pieces_of(notebook: nbformat.NotebookNode) -> list[Piece]:
     pieces = []
     for cell in without_plumbing(notebook.cells):
-        pieces += text_pieces(cell.source) if cell.cell_type == "markdown" else code_pieces(cell)
+        more = text_pieces(cell.source) if cell.cell_type == "markdown" else code_pieces(cell)
+        after_answer = pieces and pieces[-1].cell.cell_type == "code" and pieces[-1].begins
+        if more and after_answer and not more[0].cell.source.startswith("#"):
+            more[0].begins = ""  # the answer in words goes with the output that shows it
+        pieces += more
     return pieces
 
 
@@ -128,7 +132,7 @@ def output_height(output: nbformat.NotebookNode) -> int:
 
 def table_height(html: str) -> int:
     rows = re.split(r"<tr[ >]", html)[1:]
-    return sum(ROW * math.ceil(row_length(row) / 110) for row in rows) + 20
+    return sum(ROW * math.ceil(row_length(row) / ROW_WIDTH) for row in rows) + 20
 
 
 def row_length(row: str) -> int:
