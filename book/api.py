@@ -18,8 +18,13 @@ import rlhf_helpers
 
 def rooms() -> list[str]:
     """The package, then its rooms that hand names on, by name."""
-    found = [f"rlhf_helpers.{m.name}" for m in pkgutil.iter_modules(rlhf_helpers.__path__) if m.ispkg]
-    return ["rlhf_helpers", *(room for room in found if public_names(importlib.import_module(room)))]
+    found = [
+        f"rlhf_helpers.{m.name}" for m in pkgutil.iter_modules(rlhf_helpers.__path__) if m.ispkg
+    ]
+    return [
+        "rlhf_helpers",
+        *(room for room in found if public_names(importlib.import_module(room))),
+    ]
 
 
 def public_names(module: ModuleType) -> list[str]:

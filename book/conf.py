@@ -27,6 +27,7 @@ html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # a page from the disk may not fetch another one
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 mathjax_path = f"mathjax/{MATHJAX}"
 mathjax3_config = {"options": {"enableMenu": False}}  # the menu would fetch parts of itself

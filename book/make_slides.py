@@ -21,12 +21,22 @@ from html import escape
 from pathlib import Path
 
 import nbformat
-from common import BUILD, MATHJAX, ROOT, copy_mathjax, read_notebook, tags, title, tutorial, with_links
+from common import (
+    BUILD,
+    ROOT,
+    copy_mathjax,
+    read_notebook,
+    tags,
+    title,
+    tutorial,
+    with_links,
+)
 from nbconvert import SlidesExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 SITE = BUILD / "slides"
 CAPACITY = 650  # pixels below a slide's title, of 720
+A_LITTLE = 80  # so much more is allowed for a cell's output to stay with its code
 LINE, CODE_LINE, ROW = 36, 25, 35  # pixels of a line of text, of code, of a row of a table
 TEXT_WIDTH, OUTPUT_WIDTH, ROW_WIDTH = 92, 108, 120  # characters in a line
 DIAGRAM, FIGURE = 410, 475
@@ -73,7 +83,7 @@ def text_pieces(source: str) -> list[Piece]:
         block = block.strip("\n")
         fold = FOLD.fullmatch(block)
         if fold:
-            inner = text_pieces(f"**{fold[1]}.**\n\n{fold[2].strip()}")
+            inner = text_pieces(f"**{fold[1]}.** {fold[2].strip()}")
             inner[0].begins = "subslide"
             pieces += inner
         elif block.strip():
@@ -146,7 +156,9 @@ def pages_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The cells of the slides, each with nbconvert's `slide_type`."""
     cells, used, heading = [], 0, title(notebook)
     for piece in pieces_of(notebook):
-        begins = piece.begins or ("subslide" if used + piece.height > CAPACITY else "")
+        is_little = piece.height <= A_LITTLE and is_output(piece.cell)
+        room = CAPACITY + A_LITTLE * is_little - used
+        begins = piece.begins or ("subslide" if piece.height > room else "")
         named = re.match(r"#+ (.+)", piece.cell.source) if piece.begins else None
         if named and piece.cell.cell_type == "markdown":
             heading = named[1]
@@ -158,6 +170,10 @@ def pages_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
         used += piece.height
         cells.append(piece.cell)
     return cells
+
+
+def is_output(cell: nbformat.NotebookNode) -> bool:
+    return cell.metadata.get("transient", {}).get("remove_source", False)
 
 
 def running_title(heading: str) -> nbformat.NotebookNode:
@@ -191,7 +207,6 @@ def copy_static() -> None:
                         ignore=shutil.ignore_patterns("*.map", "*.esm.js"))  # fmt: skip
     shutil.copy(reveal / "LICENSE", static / "reveal")
     copy_mathjax(static)
-    assert (static / MATHJAX).exists()
     for name in ("slides.css", "slides.js"):
         shutil.copy(ROOT / "book" / "static" / name, static)
 
@@ -202,7 +217,8 @@ def write_index(decks: dict[str, str]) -> None:
         for name, heading in decks.items()
     )
     (SITE / "index.html").write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Slides</title></head>\n'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Slides</title>'
+        "</head>\n"
         '<body style="font: 24px/1.8 system-ui, sans-serif; margin: 3em">\n<h1>Slides</h1>\n'
         f"<ul>\n{links}</ul>\n<p>Space: next. Esc: overview. S: the speaker's view. F: full screen."
         "</p>\n</body></html>\n",

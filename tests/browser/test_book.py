@@ -19,8 +19,8 @@ BROKEN_PICTURES = """() => [...document.images]
 WIDE = "() => document.documentElement.scrollWidth - window.innerWidth"
 
 
-def opened(watched, name: str):
-    watched.page.goto((BOOK / name).as_uri())
+def opened(watched, name: str, query: str = ""):
+    watched.page.goto((BOOK / name).as_uri() + query)
     return watched.page
 
 
@@ -81,9 +81,11 @@ def test_what_a_prediction_hides_opens_on_a_click(watched):
         assert inside.is_visible()
 
 
-@pytest.mark.parametrize("word, page_found", [("whitened", "04_ppo_run"), ("bradley_terry_loss", "algorithms")])
+@pytest.mark.parametrize(
+    "word, page_found", [("whitened", "04_ppo_run"), ("bradley_terry_loss", "algorithms")]
+)
 def test_search_finds_a_word_without_a_network(watched, word, page_found):
-    page = opened(watched, f"search.html?q={word}")
+    page = opened(watched, "search.html", f"?q={word}")
     found = page.locator("#search-results li a")
     found.first.wait_for()
     assert any(page_found in link.get_attribute("href") for link in found.all())

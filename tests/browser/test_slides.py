@@ -11,7 +11,8 @@ HEIGHT, WIDTH = 720, 1280
 SMALLEST = 0.7  # of the size that a text should have; 0.7 of 25 pixels is 17
 SLIDE = """() => {
     const slide = Reveal.getCurrentSlide();
-    return {text: slide.innerText.slice(0, 60), height: slide.scrollHeight, scale: +slide.dataset.scale,
+    return {text: slide.innerText.slice(0, 60), height: slide.scrollHeight,
+            scale: +slide.dataset.scale,
             width: Math.max(...[...slide.querySelectorAll('pre, table, img, p')].map(
                 element => element.scrollWidth + element.offsetLeft)),
             blank: slide.innerText.trim() === '' && !slide.querySelector('img')}
@@ -55,7 +56,8 @@ def test_an_answer_comes_after_the_slide_with_its_question(watched):
     asked = [i for i, text in enumerate(slides) if "Predict." in text]
     assert len(asked) == 2
     for number in asked:
-        assert "Answer" not in slides[number].partition("Predict.")[2].replace('print("Answer:")', "")
+        question = slides[number].partition("Predict.")[2]
+        assert "Answer" not in question.replace('print("Answer:")', "")
         assert "Answer" in slides[number + 1]
 
 

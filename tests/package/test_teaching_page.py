@@ -37,7 +37,8 @@ def test_every_named_place_was_found_and_each_notebook_is_taught():
 def test_the_plans_follow_the_clock_to_their_end():
     for plan in re.split(r"^## ", PAGE, flags=re.M):
         minutes = re.match(r"(\d+) minutes", plan)
-        spans = [(int(a), int(b)) for a, b in re.findall(r"^\| (\d+) to (\d+) \|", plan, flags=re.M)]
+        rows = re.findall(r"^\| (\d+) to (\d+) \|", plan, flags=re.M)
+        spans = [(int(begin), int(end)) for begin, end in rows]
         if not minutes:
             continue
         assert spans[0][0] == 0 and spans[-1][1] == int(minutes[1])
