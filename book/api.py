@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -41,7 +42,7 @@ def write_api(folder: Path) -> list[str]:
 
 def page(room: str) -> str:
     module = importlib.import_module(room)
-    parts = [f"# {room}", inspect.getdoc(module) or ""]
+    parts = [f"# {room}", (module.__doc__ or "").strip()]  # getdoc would unindent its examples
     in_rooms = names_of_rooms() if room == "rlhf_helpers" else set()
     for name in public_names(module):
         parts.append(entry(room, name, getattr(module, name), name in in_rooms))
@@ -84,7 +85,7 @@ def signature(value: object, kind: str) -> str:
         return ""
     if kind == "method":
         shown = shown.replace(parameters=[p for n, p in shown.parameters.items() if n != "self"])
-    return str(shown).replace("'", "")
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(shown))  # annotations are strings
 
 
 def is_error(value: object) -> bool:
