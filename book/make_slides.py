@@ -42,7 +42,9 @@ TEXT_WIDTH, OUTPUT_WIDTH, ROW_WIDTH = 92, 108, 120  # characters in a line
 DIAGRAM, FIGURE = 410, 475
 PLUMBING = {"bootstrap", "parameters", "injected-parameters"}
 # A fence, a formula and a fold may hold empty lines; everything else ends at one.
-BLOCK = re.compile(r"```.*?```|\$\$.*?\$\$|<details>.*?</details>|(?:(?!\n\n|<details>).)+", re.S)
+BLOCK = re.compile(
+    r"\n*(```.*?```|\$\$.*?\$\$|<details>.*?</details>|(?:(?!\n\n|<details>).)+)", re.S
+)
 FOLD = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.S)
 ABOUT_PLUMBING = re.compile(r"\s*\(The next cell[^)]*\)|^\[Open in Colab\].*$", re.M)
 

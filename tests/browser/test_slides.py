@@ -7,15 +7,24 @@ from notebook_checks import NOTEBOOKS
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 SLIDES = Path(__file__).resolve().parents[2] / "build" / "slides"
-HEIGHT, WIDTH = 720, 1280
 SMALLEST = 0.7  # of the size that a text should have; 0.7 of 25 pixels is 17
+# What of the slide in sight lies outside the window, or is cut off inside its own box.
 SLIDE = """() => {
     const slide = Reveal.getCurrentSlide();
-    return {text: slide.innerText.slice(0, 60), height: slide.scrollHeight,
-            scale: +slide.dataset.scale,
-            width: Math.max(...[...slide.querySelectorAll('pre, table, img, p')].map(
-                element => element.scrollWidth + element.offsetLeft)),
-            blank: slide.innerText.trim() === '' && !slide.querySelector('img')}
+    const shown = [...slide.querySelectorAll('pre, table, img, p, li, h1, h2, h3')];
+    const outside = shown.filter(element => {
+        const box = element.getBoundingClientRect();
+        return box.right > innerWidth + 1 || box.bottom > innerHeight + 1 || box.left < 0;
+    });
+    const cut = [...slide.querySelectorAll('pre')].filter(
+        element => element.scrollWidth > element.clientWidth + 2);
+    return {
+        text: slide.innerText.slice(0, 60),
+        outside: outside.map(element => element.outerHTML.slice(0, 200)),
+        cut: cut.map(element => element.textContent.slice(0, 200)),
+        scale: +slide.dataset.scale,
+        blank: slide.innerText.trim() === '' && !slide.querySelector('img'),
+    };
 }"""
 
 
@@ -32,7 +41,7 @@ def test_every_slide_fits_the_screen(watched, name):
     assert count >= 15
     for number in range(count):
         slide = page.evaluate(SLIDE)
-        assert slide["height"] <= HEIGHT and slide["width"] <= WIDTH, slide
+        assert slide["outside"] == slide["cut"] == [], slide
         assert slide["scale"] >= SMALLEST, slide
         assert not slide["blank"], number
         page.evaluate("Reveal.next()")
@@ -40,6 +49,18 @@ def test_every_slide_fits_the_screen(watched, name):
     broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
     assert page.evaluate(broken) == []
     assert (watched.errors, watched.refused) == ([], [])
+
+
+def test_the_check_sees_what_does_not_fit(watched):
+    page = opened(watched, "01_setup.ipynb")
+    page.evaluate("""() => {
+        const slide = Reveal.getCurrentSlide();
+        slide.insertAdjacentHTML('beforeend', '<p>more</p>'.repeat(20));
+        const line = 'x'.repeat(300);
+        slide.insertAdjacentHTML('beforeend', `<pre style="overflow: auto">${line}</pre>`);
+    }""")
+    slide = page.evaluate(SLIDE)
+    assert slide["outside"] and slide["cut"]
 
 
 def test_formulas_are_typeset_and_no_dollar_sign_is_left(watched):
