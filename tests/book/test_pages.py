@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_checks import NOTEBOOKS
 
@@ -117,3 +118,16 @@ def test_links_stay_inside_go_to_the_repository_or_are_an_error(tmp_path):
     assert (tmp_path / "figures" / "diagrams" / "loop.svg").exists()
     with pytest.raises(common.BrokenLinkError, match="04_ppo_run.ipynb names ../docs/no.md"):
         linked("[a](../docs/no.md)")
+
+
+def test_one_html_file_keeps_what_the_notebook_folds():
+    exporter = HTMLExporter(
+        template_name="folded", extra_template_basedirs=[str(ROOT / "book" / "templates")]
+    )
+    cells = [code("a", shown="open"), code("b", "hide-output", shown="secret"),
+             code("c", "hide-input", shown="seen")]  # fmt: skip
+    html, _ = exporter.from_notebook_node(new_notebook(cells=cells))
+    outputs = re.findall(r'<details class="folded-output">(.*?)</details>', html, flags=re.S)
+    inputs = re.findall(r'<details class="folded-input">(.*?)</details>', html, flags=re.S)
+    assert len(outputs) == len(inputs) == 1
+    assert "secret" in outputs[0] and "open" not in outputs[0] and "seen" in html

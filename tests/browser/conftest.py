@@ -39,6 +39,7 @@ def chromium():
 def watched(chromium, request):
     """A fresh page of a projector's size; its picture is kept when the test fails."""
     context = chromium.new_context(viewport={"width": 1280, "height": 720})
+    context.set_default_timeout(120_000)  # machines may be busy
     seen = Watched(context.new_page())
 
     def decide(route):
