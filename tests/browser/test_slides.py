@@ -75,7 +75,7 @@ def test_an_answer_comes_after_the_slide_with_its_question(watched):
     page = opened(watched, "03_lora_parameter_inspection.ipynb")
     slides = page.evaluate("Reveal.getSlides().map(slide => slide.innerText)")
     asked = [i for i, text in enumerate(slides) if "Predict." in text]
-    assert len(asked) == 2
+    assert len(asked) >= 2
     for number in asked:
         question = slides[number].partition("Predict.")[2]
         assert "Answer" not in question.replace('print("Answer:")', "")
