@@ -179,7 +179,7 @@ def is_output(cell: nbformat.NotebookNode) -> bool:
 
 
 def running_title(heading: str) -> nbformat.NotebookNode:
-    return new_markdown_cell(f'<p class="running">{heading}</p>')
+    return new_markdown_cell(f'<p class="running">{re.sub("[*`]", "", heading)}</p>')
 
 
 # --- files -------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_what_is_folded_comes_one_slide_later():
 
 def test_what_is_too_long_goes_on_below_under_the_name_of_its_section():
     long = "\n\n".join(f"Paragraph {i}. " + "word " * 60 for i in range(12))
-    found = slides(new_markdown_cell(f"# Title\n\n## Part\n\n{long}"))
+    found = slides(new_markdown_cell(f"# Title\n\n## *Part*\n\n{long}"))
     assert len(found) >= 4
     assert all('<p class="running">Part</p>' in text for text in found[2:])
     assert re.findall(r"Paragraph (\d+)", "".join(found)) == [str(i) for i in range(12)]
