@@ -19,7 +19,12 @@ COLAB  ?= colab-2026-08
 COLAB_PYTHON ?= python3.13
 COLAB_VENV := .venv-$(COLAB)
 
-.PHONY: tutorial test test-slow test-oldest test-colab lint doctor install extras
+BOOK := $(VENV)/.book
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,\
+  $(shell command -v $(name) 2>/dev/null)))
+
+.PHONY: tutorial test test-slow test-browser test-oldest test-colab lint doctor install extras \
+  book slides
 .DEFAULT_GOAL := tutorial
 
 tutorial: $(STAMP)
@@ -29,7 +34,14 @@ test: lint
 	$(PY) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow -n auto --maxprocesses 4 --dist load $(SLOW)
+	$(PY) -m pytest -m "slow and not browser" -n auto --maxprocesses 4 --dist load $(SLOW)
+	@if [ -n "$(CHROMIUM)" ]; then $(MAKE) test-browser; \
+	else echo "No Chromium here: the browser tests are left out (Debian: apt install chromium)"; fi
+
+# JupyterLab, the book and the slides in Chromium, which has no network. One process: they wait for
+# each other's notebooks. Screenshots of failures: build/browser-failures.
+test-browser: book slides
+	$(PY) -m pytest tests/browser -m browser
 
 # The lowest versions that requirements.txt admits (torch aside, whose old builds bring CUDA).
 test-oldest: $(OLDEST)/.installed
@@ -42,6 +54,18 @@ test-colab: $(COLAB_VENV)/.installed
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(VENV)/bin/lint-imports
+
+# A site of all pages, in build/book, and the notebooks as slides, in build/slides. Both work from
+# the disk, without a network; no notebook is executed.
+book: $(BOOK)
+	$(PY) book/make_book.py
+
+slides: $(BOOK)
+	$(PY) book/make_slides.py
+
+$(BOOK): $(STAMP) .ci/book.txt
+	$(PY) -m pip install -r .ci/book.txt -c $(VENV)/constraints.txt
+	@touch $@
 
 doctor: $(STAMP)
 	$(PY) -m rlhf_helpers doctor --profile $(PROFILE)

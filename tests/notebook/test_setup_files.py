@@ -39,12 +39,20 @@ def test_colabs_versions_are_admitted(name):
 
 def test_the_extras_are_pinned_in_range_and_named_where_they_are_missed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = requirement_lines(ROOT / ".ci" / "extras.txt")
-    pinned = {r.name.lower(): next(iter(r.specifier)).version for r in map(Requirement, lines)}
+    files = (ROOT / ".ci" / name for name in ("extras.txt", "book.txt"))
+    lines = [line for file in files for line in requirement_lines(file)]
+    found = {r.name.lower(): next(iter(r.specifier)).version for r in map(Requirement, lines)}
+    pinned = PINNED | found
     extras = project["optional-dependencies"]
-    assert {"four-bit", "sweeps", "trackers"} <= extras.keys()
+    assert {"book", "browser", "four-bit", "sweeps", "trackers"} <= extras.keys()
     for requirement in [Requirement(line) for lines in extras.values() for line in lines]:
         assert requirement.specifier.contains(pinned[requirement.name])
+
+
+def test_what_the_book_brings_changes_nothing_that_is_installed():
+    brought = {Requirement(line).name for line in requirement_lines(ROOT / ".ci" / "book.txt")}
+    assert len(brought) > 20
+    assert not {canonicalize_name(name) for name in brought} & PINNED.keys()
 
 
 def load_torch_index():
