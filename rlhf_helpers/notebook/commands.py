@@ -101,13 +101,17 @@ def badges() -> None:
     "--as-seed", is_flag=True,
     help="One more seed (figures/seeds), not the profile's reference run.",
 )  # fmt: skip
-def keep(run_dir, as_seed) -> None:
+@click.option(
+    "--without-penalty", is_flag=True,
+    help="The run with method.init_kl_coef=0 that notebook 05 ends with (figures/without_penalty).",
+)  # fmt: skip
+def keep(run_dir, as_seed, without_penalty) -> None:
     """Copy a finished run, e.g. runs/cpu, to the committed ones under figures/."""
     from rlhf_helpers.progress import printable
 
     from .committed_runs import keep_run
 
-    print(printable(str(keep_run(run_dir, as_seed=as_seed))))
+    print(printable(str(keep_run(run_dir, as_seed, without_penalty=without_penalty))))
 
 
 @click.command()

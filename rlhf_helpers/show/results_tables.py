@@ -15,7 +15,7 @@ from typing import Any
 from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samples
-from rlhf_helpers.runs.files import atomic_write_text
+from rlhf_helpers.runs.files import RunDir, atomic_write_text
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
@@ -30,9 +30,14 @@ def finished_runs(profile: str = "cpu") -> list[Path]:
     return _by_seed([figures / "reference_runs" / profile, *figures.glob(f"seeds/{profile}-*")])
 
 
-def corrected_runs(profile: str = "cpu") -> list[Path]:
-    """The committed runs of a profile under `method.semantics: corrected`, in order of seeds."""
-    return _by_seed([*(repo_root() / "figures").glob(f"corrected/{profile}-*")])
+def trlx_runs(profile: str = "cpu") -> list[Path]:
+    """The committed runs of a profile under `method.semantics: trlx`, in order of seeds."""
+    return _by_seed([*(repo_root() / "figures").glob(f"trlx/{profile}-*")])
+
+
+def without_penalty_run(profile: str = "cpu") -> RunDir:
+    """The committed run of a profile with β = 0: nothing holds it near the untuned model."""
+    return RunDir(repo_root() / "figures" / "without_penalty" / profile, create=False)
 
 
 def _by_seed(runs: list[Path]) -> list[Path]:
@@ -69,7 +74,7 @@ def runs_by_semantics(profile: str = "cpu") -> dict[str, list[Path]]:
     runs = {
         semantics: {read_evaluation(path / "evaluation.json")["seed"]: path for path in paths}
         for semantics, paths in (
-            ("trlx", finished_runs(profile)), ("corrected", corrected_runs(profile)),
+            ("trlx", trlx_runs(profile)), ("corrected", finished_runs(profile)),
         )
     }  # fmt: skip
     both = sorted(runs["trlx"].keys() & runs["corrected"].keys())
