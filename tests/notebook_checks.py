@@ -47,8 +47,8 @@ NOTEBOOKS = [
 ]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
 # Those that were written by the rules of the docstring above; the others still by older ones.
-FINISHED = NOTEBOOKS[:4]
-EXERCISES = ["02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb"]
+FINISHED = NOTEBOOKS[:5]
+EXERCISES = [f"{number}_exercises.ipynb" for number in ("02", "03", "04", "05")]
 MAX_BYTES = 1_000_000
 CELLS = range(20, 61)  # of a notebook that is not FINISHED
 MOST_CELLS = {"04_ppo_run.ipynb": 45}
@@ -60,6 +60,7 @@ WRITTEN = {
     "02_baseline_sampling.ipynb": {"sample"},
     "03_lora_parameter_inspection.ipynb": {"LoRA", "lora_numbers"},
     "04_ppo_run.ipynb": {"reinforce", "gae", "clipped_loss", "ppo_loss"},
+    "05_before_after_evaluation.ipynb": {"paired_interval", "distinct", "short_verdict"},
 }
 # Folded for JupyterLab, for Colab and nbformat, and for Jupyter Book.
 OUTPUT_FOLDED = ({"jupyter": {"outputs_hidden": True}, "collapsed": True}, "hide-output")

@@ -41,9 +41,10 @@ def keep_run(
     """Copy a finished run to figures/reference_runs/<profile> or figures/seeds/<profile>-<seed>.
 
     A further seed under other semantics than the profile's goes to figures/<semantics>/ instead,
-    and a run `without_penalty` (β = 0) to figures/without_penalty/<profile>. What was kept there before is replaced as a whole. Raises MissingRunFileError when the run is
-    not finished, ConfigError when a notebook of it failed, the files are too large to commit, or
-    a run without penalty has one.
+    and a run `without_penalty` (β = 0) to figures/without_penalty/<profile>. What was kept there
+    before is replaced as a whole. Raises MissingRunFileError when the run is not finished,
+    ConfigError when a notebook of it failed, the files are too large to commit, or a run that
+    should have no penalty has one.
     """
     run = RunDir(resolve_run_dir(run_dir), create=False)
     figures = figures or clone_root("The command keep") / "figures"

@@ -69,7 +69,7 @@ def _evaluated(run: RunDir) -> tuple[list[dict], list[dict], list[tuple[list, li
         sides = [read_samples(run.require(f"{name}_samples")) for name in ("baseline", "after")]
         before, after = ([row for row in side if row["group"] == POST_GROUP] for side in sides)
         return before, after, []
-    rows = read_eval_samples(run.eval_samples)
+    rows = [{"group": POST_GROUP, **row} for row in read_eval_samples(run.eval_samples)]
     by_step = {step: [r for r in rows if r["step"] == step] for step in {r["step"] for r in rows}}
     steps = sorted(by_step)
     courses = []

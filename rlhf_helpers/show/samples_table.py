@@ -70,7 +70,8 @@ def samples_table_html(
     titles = titles if paired else ["prompt", "output", "reward"]
     widths = {"prompt": ";width:20%", "reward": ";width:4em"}  # the rest is for the outputs
     head = "".join(
-        f'<th style="{TOP_LEFT}{widths.get(title, "")}">{html.escape(title)}</th>' for title in titles
+        f'<th style="{TOP_LEFT}{widths.get(title, "")}">{html.escape(title)}</th>'
+        for title in titles
     )
     body = "\n".join(f"<tr>{_cells(row, paired)}</tr>" for row in rows)
     # These class names keep MathJax, which notebooks load, away from the text.
