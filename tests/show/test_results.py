@@ -16,9 +16,21 @@ README = (repo_root() / "README.md").read_text(encoding="utf-8")
 
 def test_readme_tables_are_those_of_the_committed_runs():
     assert results.results_table() in README
-    assert results.costs_table() in README
     assert results.pairs_table() in README
-    assert results.support_table() in README
+    running = (repo_root() / "docs" / "running.md").read_text(encoding="utf-8")
+    assert results.costs_table() in running
+    assert results.support_table() in running
+
+
+def test_the_readme_has_one_table_of_results_of_five_columns_whose_words_it_explains():
+    headers = re.findall(r"^\| .* \|(?=\n\|---)", README, re.MULTILINE)
+    numbers = [h for h in headers if "reward" in h or "gain" in h or "judge" in h]
+    assert len(numbers) == 1
+    words = [word.strip().split(",")[0] for word in numbers[0].strip("|").split("|")]
+    assert len(words) == 5
+    said = README[: README.index(numbers[0])]
+    for word in set(words) - {"seed"}:
+        assert f"**{word}**" in said, word
 
 
 def test_a_text_in_a_table_stays_in_its_cell():
@@ -85,7 +97,7 @@ def evaluations(paths):
     return {e["seed"]: e for e in (json.loads((p / "evaluation.json").read_text()) for p in paths)}
 
 
-def test_what_notebook_04_says_of_the_two_semantics_holds():
+def test_both_semantics_reach_the_same_reward():
     trlx, corrected = map(evaluations, results.runs_by_semantics("cpu").values())
     assert trlx.keys() == corrected.keys() and len(trlx) >= 3
 
@@ -104,15 +116,42 @@ def test_what_notebook_04_says_of_the_two_semantics_holds():
 def test_runs_compared_differ_in_semantics_alone():
     from rlhf_helpers.config.profiles import load_profile
 
-    for path in results.corrected_runs("cpu"):
-        profile = load_profile(path)
-        own = profile.config.to_dict()
-        assert own["method"].pop("semantics") == "corrected"
-        other = load_profile("cpu", seed=own["train"]["seed"]).config.to_dict()
-        other["method"].pop("semantics")
-        for run in (own, other):
-            run["train"].pop("checkpoint_dir")
-        assert own == other
+    kinds = {"trlx": results.trlx_runs("cpu"), "corrected": results.finished_runs("cpu")}
+    for semantics, paths in kinds.items():
+        for path in paths:
+            own = load_profile(path).config.to_dict()
+            assert own["method"].pop("semantics") == semantics
+            other = load_profile("cpu", seed=own["train"]["seed"]).config.to_dict()
+            assert other["method"].pop("semantics") == "corrected"
+            for run in (own, other):
+                run["train"].pop("checkpoint_dir")
+            assert own == other
+
+
+def test_the_finale_is_the_reference_run_without_its_penalty():
+    """Notebook 05 and the README: same seed and prompts; reward and judge up, perplexity too."""
+    from rlhf_helpers.config.profiles import load_profile
+    from rlhf_helpers.evaluation.before_after import pair_samples, summarise_pair
+    from rlhf_helpers.runs.files import read_jsonl, reference_run_dir
+
+    held, free = reference_run_dir("cpu"), results.without_penalty_run("cpu")
+    own, other = (load_profile(run.path).config.to_dict() for run in (held, free))
+    assert (own["method"].pop("init_kl_coef"), other["method"].pop("init_kl_coef")) == (0.01, 0)
+    for run in (own, other):
+        run["train"].pop("checkpoint_dir")
+    assert own == other
+    before, after = read_jsonl(held.baseline_samples), read_jsonl(free.after_samples)
+    assert len(pair_samples(before, after)) == len(after)  # the same prompts and seeds
+    kept, cheat = (results.read_evaluation(run.evaluation) for run in (held, free))
+    again = summarise_pair(before, after, seed=cheat["seed"])
+    for name in ("reward_after", "judge_after", "perplexity_after", "kl_per_sequence"):
+        assert again[name] == pytest.approx(cheat[name], rel=1e-4), name
+    assert cheat["reward_after"] > kept["reward_after"]
+    assert cheat["judge_after"] > kept["judge_after"]
+    assert cheat["perplexity_after"] > 1.5 * cheat["perplexity_before"]
+    assert cheat["verdict"] in ("gamed", "collapsed")
+    size = sum(path.stat().st_size for path in free.path.rglob("*") if path.is_file())
+    assert size < 5_000_000
 
 
 # --- docs/study.md -------------------------------------------------------------------------
