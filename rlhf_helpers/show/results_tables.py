@@ -47,7 +47,8 @@ def _by_seed(runs: list[Path]) -> list[Path]:
 
 def results_table(profile: str = "cpu") -> str:
     """Markdown: one row a seed, and the mean; every seed that was run."""
-    runs = [read_evaluation(path / "evaluation.json") for path in finished_runs(profile)]
+    paths = finished_runs(profile)
+    runs = [read_evaluation(path / "evaluation.json") for path in paths]
     lines = [
         "<!-- results -->",
         "| seed | reward | gain, 95 % interval | judge | verdict |",
@@ -61,8 +62,28 @@ def results_table(profile: str = "cpu") -> str:
     lines.append(
         f"\n{n} held-out prompts, one sample each, same seeds before and after; from "
         "`evaluation.json` in `figures/reference_runs/cpu/` and `figures/seeds/`."
+        + _other_code(paths, profile)
     )
     return "\n".join([*lines, "<!-- /results -->"])
+
+
+def _other_code(paths: list[Path], profile: str) -> str:
+    """Which seeds ran with another version of the code than the reference run, if any."""
+    commits = {path: read_manifest(path / "manifest.json")["versions"].get("commit")
+               for path in paths}  # fmt: skip
+    reference = next((c for p, c in commits.items() if p.parent.name == "reference_runs"), None)
+    others = [path.name.rpartition("-")[2] for path, c in commits.items() if c != reference]
+    if reference is None or not others:
+        return ""
+    return (
+        f" Of another version of the code than seed {_seed(profile)} are: {', '.join(others)} "
+        "(`commit` in their `manifest.json`)."
+    )
+
+
+def _seed(profile: str) -> int:
+    folder = repo_root() / "figures" / "reference_runs" / profile
+    return read_manifest(folder / "manifest.json")["seed"]
 
 
 # What the comparison of the two semantics shows of each run's evaluation.json.

@@ -43,17 +43,23 @@ def headline_figure(run_dir: str | Path | RunDir) -> Figure:
     """
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir, create=False)
     steps, means = series(read_metrics(run.require("metrics")), "reward/mean")
-    before, after, courses = _evaluated(run)
+    before, after, courses = _evaluated(run)  # courses: prompt -> (steps, means)
     prompts = {row["prompt"] for row in before}
     figure = new_figure(height=3.6)
     way, rewards = figure.subplots(1, 2)
-    for i, course in enumerate(courses):
+    for i, course in enumerate(courses.values()):
         label = "one prompt" if i == 0 else None
         way.plot(*course, ".-", color=GREY, linewidth=0.8, label=label)
+    if courses:
+        prompt = min(courses, key=lambda p: courses[p][1][-1])
+        way.annotate(f"“{prompt}”", (courses[prompt][0][-1], courses[prompt][1][-1]),
+                     xytext=(0, -40), textcoords="offset points", ha="right",
+                     fontsize=8.5)  # fmt: skip
     way.plot(steps, means, "o-", color=BLUE, markersize=5, label="mean")
     way.set(title=f"On the way: {means[0]:.2f} to {means[-1]:.2f}", xlabel="optimizer step",
-            ylabel="mean reward: P(positive)", ylim=(0, 1))  # fmt: skip
-    finish_axes(way, True, legend="lower right")
+            ylabel="mean reward: P(positive)", ylim=(0, 1.25),
+            yticks=np.linspace(0, 1, 6))  # fmt: skip
+    finish_axes(way, True, legend="upper left")
     draw_histogram(rewards, before, after)
     rewards.set_title(rewards.get_title(loc="left").replace("Mean reward", "Each text: mean"))
     figure.suptitle(
@@ -63,19 +69,19 @@ def headline_figure(run_dir: str | Path | RunDir) -> Figure:
     return figure
 
 
-def _evaluated(run: RunDir) -> tuple[list[dict], list[dict], list[tuple[list, list]]]:
-    """Samples of the evaluation prompts before and after, and steps and means of each prompt."""
+def _evaluated(run: RunDir) -> tuple[list[dict], list[dict], dict[str, tuple[list, list]]]:
+    """Samples of the evaluation prompts before and after; steps and means of each prompt."""
     if not run.eval_samples.exists():  # a run that kept only its first and its last texts
         sides = [read_samples(run.require(f"{name}_samples")) for name in ("baseline", "after")]
         before, after = ([row for row in side if row["group"] == POST_GROUP] for side in sides)
-        return before, after, []
+        return before, after, {}
     rows = [{"group": POST_GROUP, **row} for row in read_eval_samples(run.eval_samples)]
     by_step = {step: [r for r in rows if r["step"] == step] for step in {r["step"] for r in rows}}
     steps = sorted(by_step)
-    courses = []
+    courses = {}
     for prompt in sorted({row["prompt"] for row in rows}):
         own = [[r["reward"] for r in by_step[s] if r["prompt"] == prompt] for s in steps]
-        courses.append((steps, [float(np.mean(rewards)) for rewards in own]))
+        courses[prompt] = steps, [float(np.mean(rewards)) for rewards in own]
     return by_step[steps[0]], by_step[steps[-1]], courses
 
 

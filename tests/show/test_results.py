@@ -77,6 +77,25 @@ def test_rewards_in_the_table_are_the_means_of_the_committed_samples():
         assert abs(sum(rewards) / len(rewards) - float(shown)) < 0.0006
 
 
+def test_seeds_of_another_version_of_the_code_are_named(tmp_path, monkeypatch):
+    evaluation = json.loads(
+        (repo_root() / "figures/reference_runs/cpu/evaluation.json").read_text()
+    )
+    monkeypatch.setattr(results, "repo_root", lambda: tmp_path)
+    for place, seed, commit in (
+        ("reference_runs/cpu", 1, "a"), ("seeds/cpu-2", 2, "b"), ("seeds/cpu-3", 3, "a"),
+    ):  # fmt: skip
+        folder = tmp_path / "figures" / place
+        folder.mkdir(parents=True)
+        manifest = {"profile": "cpu", "seed": seed, "versions": {"commit": commit}, "notebooks": []}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "evaluation.json").write_text(json.dumps(evaluation | {"seed": seed}))
+    table = results.results_table()
+    assert "Of another version of the code than seed 1 are: 2 (`commit`" in table
+    (tmp_path / "figures/seeds/cpu-2/evaluation.json").unlink()
+    assert "another version" not in results.results_table()
+
+
 def test_tuning_claims_hold_in_the_file_they_name():
     lines = (repo_root() / "figures" / "tuning.csv").read_text().splitlines()
     names = lines[0].split(",")
@@ -184,8 +203,10 @@ def test_each_row_of_a_study_s_table_is_its_row_file(plan):
 
 
 def test_runs_on_a_thousand_prompts_confirm_the_default():
-    """What docs/study.md shows for every finished run of the default."""
-    for path in results.finished_runs("cpu"):
+    """What docs/study.md shows of the default's finished runs, the reference run among them."""
+    paths = [p for p in results.finished_runs("cpu") if (p / "evaluation_1000.json").exists()]
+    assert repo_root() / "figures" / "reference_runs" / "cpu" in paths
+    for path in paths:
         e = json.loads((path / "evaluation_1000.json").read_text())
         assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_evaluation(
             path / "evaluation.json"
