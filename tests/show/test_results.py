@@ -148,7 +148,7 @@ def test_runs_compared_differ_in_semantics_alone():
 
 
 def test_the_finale_is_the_reference_run_without_its_penalty():
-    """Notebook 05 and the README: same seed and prompts; reward and judge up, perplexity too."""
+    """What notebook 05, the README and docs/study.md say of the run with β = 0."""
     from rlhf_helpers.config.profiles import load_profile
     from rlhf_helpers.evaluation.before_after import pair_samples, summarise_pair
     from rlhf_helpers.runs.files import read_jsonl, reference_run_dir
@@ -165,10 +165,23 @@ def test_the_finale_is_the_reference_run_without_its_penalty():
     again = summarise_pair(before, after, seed=cheat["seed"])
     for name in ("reward_after", "judge_after", "perplexity_after", "kl_per_sequence"):
         assert again[name] == pytest.approx(cheat[name], rel=1e-4), name
-    assert cheat["reward_after"] > kept["reward_after"]
-    assert cheat["judge_after"] > kept["judge_after"]
-    assert cheat["perplexity_after"] > 1.5 * cheat["perplexity_before"]
-    assert cheat["verdict"] in ("gamed", "collapsed")
+    # Reward, judge and verdict are pleased; KL and a count of one word tell.
+    for name in ("reward_after", "judge_after", "perplexity_after"):
+        assert cheat[name] > kept[name], name
+    assert cheat["perplexity_after"] < cheat["perplexity_before"]
+    assert cheat["verdict"] == kept["verdict"] == "narrower"
+    assert cheat["kl_per_sequence"] > 2 * kept["kl_per_sequence"]
+    texts = [row["output"].lower() for row in after if row["group"] == "heldout"]
+    share = sum("wonderful" in text for text in texts) / len(texts)
+    assert share > 0.9
+    said = " ".join(README.split())
+    assert f"{100 * share:.0f} % of the texts say *wonderful*" in said
+    numbers = f"reward {cheat['reward_after']:.3f}, judge {cheat['judge_after']:.3f}"
+    assert numbers in said
+    study = " ".join(STUDY.split())
+    assert f"{numbers}, {cheat['kl_per_sequence']:.1f} nats" in study
+    perplexities = [cheat[f"perplexity_{when}"] for when in ("before", "after")]
+    assert "perplexity went from {:.0f} to {:.0f}".format(*perplexities) in study
     size = sum(path.stat().st_size for path in free.path.rglob("*") if path.is_file())
     assert size < 5_000_000
 
