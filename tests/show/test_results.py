@@ -172,7 +172,7 @@ def test_the_finale_is_the_reference_run_without_its_penalty():
     assert cheat["verdict"] == kept["verdict"] == "narrower"
     assert cheat["kl_per_sequence"] > 2 * kept["kl_per_sequence"]
     texts = [row["output"].lower() for row in after if row["group"] == "heldout"]
-    share = sum("wonderful" in text for text in texts) / len(texts)
+    share = sum("wonderful" in re.findall("[a-z]+", text) for text in texts) / len(texts)
     assert share > 0.9
     said = " ".join(README.split())
     assert f"{100 * share:.0f} % of the texts say *wonderful*" in said
