@@ -246,7 +246,7 @@ def paired_change_plot(
         interval = paired_bootstrap(new - old)
     mean, low, high = interval.values() if isinstance(interval, Mapping) else interval
     figure = new_figure(height=4)
-    scatter, ordered = figure.subplots(1, 2)
+    scatter, ordered = figure.subplots(1, 2, width_ratios=(1, 1.1))
     rose = new > old
     scatter.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     scatter.scatter(old[rose], new[rose], s=14, color=AFTER, alpha=0.6, label="higher after")
