@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -108,6 +109,18 @@ class Progress:
             from tqdm import tqdm
         return tqdm(total=self.total, desc=self.label, unit=self.unit, initial=self.done,
                     file=self._stream or sys.stdout, dynamic_ncols=True)
+
+
+_LEFT = re.compile(r"(\S.*?) \d+/\d+ · .* · (?:(\d+):)?(\d+):(\d\d) left(?: · |$)")
+
+
+def told_left(line: str) -> tuple[str, int] | None:
+    """Label and seconds left of a line that `Progress` printed; None for any other line."""
+    found = _LEFT.match(line.strip())
+    if not found:
+        return None
+    label, hours, minutes, seconds = found.groups()
+    return label, 3600 * int(hours or 0) + 60 * int(minutes) + int(seconds)
 
 
 def is_interactive(stream: TextIO | None = None) -> bool:

@@ -2,7 +2,7 @@
 
 Each check takes a `Notebook` and raises AssertionError with the place and the reason.
 
-How a notebook is made, and what the checks below hold it to (all of FINISHED and EXERCISES):
+How a notebook is made, and what the checks below hold it to (all of NOTEBOOKS and EXERCISES):
 
 - Cell 0 says in two sentences what the notebook is about, shows a diagram, and ends with "After
   this notebook you can ...". The bootstrap cell follows (folded), one line of prose, the
@@ -46,11 +46,10 @@ NOTEBOOKS = [
     "05_before_after_evaluation.ipynb",
 ]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
-# Those that were written by the rules of the docstring above; the others still by older ones.
-FINISHED = NOTEBOOKS[:4]
-EXERCISES = ["02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb"]
+EXERCISES = [
+    "02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb", "05_exercises.ipynb",
+]
 MAX_BYTES = 1_000_000
-CELLS = range(20, 61)  # of a notebook that is not FINISHED
 MOST_CELLS = {"04_ppo_run.ipynb": 45}
 FIRST_OUTPUT = 5  # the index of the cell by which a reader has met a text or a picture
 FUNCTION_LINES = 20
@@ -60,6 +59,7 @@ WRITTEN = {
     "02_baseline_sampling.ipynb": {"sample"},
     "03_lora_parameter_inspection.ipynb": {"LoRA", "lora_numbers"},
     "04_ppo_run.ipynb": {"reinforce", "gae", "clipped_loss", "ppo_loss"},
+    "05_before_after_evaluation.ipynb": {"paired_interval", "distinct", "short_verdict"},
 }
 # Folded for JupyterLab, for Colab and nbformat, and for Jupyter Book.
 OUTPUT_FOLDED = ({"jupyter": {"outputs_hidden": True}, "collapsed": True}, "hide-output")
@@ -97,10 +97,6 @@ class Notebook:
         return nbformat.read(self.path, as_version=4)
 
     @property
-    def is_finished(self) -> bool:
-        return self.path.name in FINISHED
-
-    @property
     def code(self) -> list[nbformat.NotebookNode]:
         return [cell for cell in self.node.cells if cell.cell_type == "code"]
 
@@ -128,7 +124,7 @@ def check_size(notebook: Notebook) -> None:
     assert size < MAX_BYTES, f"{size} bytes, at most {MAX_BYTES}"
     cells = len(notebook.node.cells)
     most = MOST_CELLS.get(notebook.path.name, 35)
-    assert cells in CELLS if not notebook.is_finished else cells <= most, f"{cells} cells"
+    assert cells <= most, f"{cells} cells, at most {most}"
 
 
 def literals(source: str) -> dict[str, object]:
@@ -236,24 +232,10 @@ def check_no_machine_or_secret(notebook: Notebook) -> None:
         assert not found, f"{found.group(0)!r}"
 
 
-def check_older_form(notebook: Notebook) -> None:
-    """What notebooks that are not FINISHED had to have."""
-    if notebook.is_finished:
-        return
-    folded = re.findall(r"<details>.*?<summary>.*?</summary>.*?</details>",
-                        "\n".join(notebook.markdown), re.S)  # fmt: skip
-    assert len(folded) == 2, f"{len(folded)} folded answers"
-    opening = "\n".join(notebook.markdown[:3])
-    for word in ("cpu", "T4", "A100"):
-        assert word in opening, f"the opening says nothing about {word}"
-
-
-# --- the rules of FINISHED notebooks ---
+# --- how a notebook teaches ---
 
 
 def check_first_screen(notebook: Notebook) -> None:
-    if not notebook.is_finished:
-        return
     first = notebook.node.cells[0].source
     assert IMAGE.search(first.replace(colab_badge(notebook.url, notebook.path.name), "")), (
         "the first cell shows no picture"
@@ -274,8 +256,6 @@ def output_texts(cell: nbformat.NotebookNode) -> list[str]:
 
 
 def check_written_on_the_page(notebook: Notebook) -> None:
-    if not notebook.is_finished:
-        return
     missing = set(WRITTEN.get(notebook.path.name, ()))
     for i, cell in enumerate(notebook.code):
         for node in ast.parse(TransformerManager().transform_cell(cell.source)).body:
@@ -306,8 +286,6 @@ def is_folded(cell: nbformat.NotebookNode, how: tuple[dict, str]) -> bool:
 
 def check_predictions(notebook: Notebook) -> None:
     """Each is answered by code whose output is folded, and then by a folded text."""
-    if not notebook.is_finished:
-        return
     waiting, answered, asked = False, 0, 0
     for cell in notebook.node.cells:
         if cell.cell_type == "code":
@@ -327,16 +305,13 @@ def check_predictions(notebook: Notebook) -> None:
 
 
 def check_folded_sources(notebook: Notebook) -> None:
-    if notebook.is_finished:
-        for cell in (notebook.code[0], notebook.code[-1]):
-            assert is_folded(cell, SOURCE_FOLDED), f"In [{cell.execution_count}] is not folded"
-        assert "## What was seen" in notebook.code[-1].source, "it does not end with what was seen"
+    for cell in (notebook.code[0], notebook.code[-1]):
+        assert is_folded(cell, SOURCE_FOLDED), f"In [{cell.execution_count}] is not folded"
+    assert "## What was seen" in notebook.code[-1].source, "it does not end with what was seen"
 
 
 def check_live_cells(notebook: Notebook) -> None:
     """nbval looks away where the text depends on the machine, and nowhere else."""
-    if not notebook.is_finished:
-        return
     for cell in notebook.code:
         if not cell.outputs:
             continue
@@ -348,8 +323,6 @@ def check_live_cells(notebook: Notebook) -> None:
 
 def check_typography(notebook: Notebook) -> None:
     """A real minus sign, and a space before %, in prose and in what cells show."""
-    if not notebook.is_finished:
-        return
     prose = [re.sub(r"`[^`]*`|\$[^$]*\$", "", text) for text in notebook.markdown]
     shown = [text for cell in notebook.code for text in output_texts(cell)]
     for text in prose + [t for t in shown if "Trainable Ratio" not in t]:  # OpenDelta's own line

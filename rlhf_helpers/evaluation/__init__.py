@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "before_after": ["pair_samples", "summarise_pair"],
         "evaluate_run": ["evaluation_path"],
+        "text_statistics": ["distinct_n"],
+        "verdict": ["what_got_worse"],
         "sampling": ["EvalPrompt", "evaluation_prompts", "sample_records"],
     },
 )

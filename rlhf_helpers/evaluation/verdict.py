@@ -85,7 +85,7 @@ def _collapse(summary: dict) -> str | None:
     share = summary["top_4gram_share_after"]
     if share > COLLAPSED_PHRASE_SHARE >= summary["top_4gram_share_before"]:
         phrase = _widest_phrase(summary)
-        return f'"{phrase}" is in {share:.0%} of the outputs'
+        return f'"{phrase}" is in {_percent(share)} of the outputs'
     if _ratio(summary, "length_words") < COLLAPSED_LENGTH:
         return _change("the mean length fell", summary, "length_words", ".1f") + " words"
     return None
@@ -113,7 +113,7 @@ def _reward_lines(summary: dict) -> list[str | None]:
     lower = summary["share_of_prompts_lower"]
     if lower > 0:
         count, n = round(lower * summary["n_prompts"]), summary["n_prompts"]
-        lines.append(f"{count} of {n} prompts ({lower:.0%}) score lower than before.")
+        lines.append(f"{count} of {n} prompts ({_percent(lower)}) score lower than before.")
     for name, group in summary["groups"].items():
         change = group["paired_difference"]
         if change["high"] < 0 and group["n_samples"] != summary["n_samples"]:
@@ -141,16 +141,16 @@ def _text_lines(summary: dict) -> list[str | None]:
                              "self_bleu") + ".")
     if summary["top_4gram_share_after"] > summary["top_4gram_share_before"] + WORSE_SHARE:
         lines.append(
-            f'"{_widest_phrase(summary)}" is in {summary["top_4gram_share_after"]:.0%} of the '
-            f"outputs; before, no four words were in more than "
-            f"{summary['top_4gram_share_before']:.0%}."
+            f'"{_widest_phrase(summary)}" is in {_percent(summary["top_4gram_share_after"])} of '
+            f"the outputs; before, no four words were in more than "
+            f"{_percent(summary['top_4gram_share_before'])}."
         )
     if abs(_ratio(summary, "length_words") - 1) > WORSE_LENGTH:
         lines.append(_change("The mean length went", summary, "length_words", ".1f") + " words.")
     if abs(_rise(summary, "ended_share")) > WORSE_SHARE:
+        before, after = (_percent(summary[f"ended_share_{when}"]) for when in ("before", "after"))
         lines.append(
-            _change("The share of outputs that end by themselves went", summary, "ended_share",
-                    ".0%") + "."
+            f"The share of outputs that end by themselves went from {before} to {after}."
         )
     if abs(_ratio(summary, "perplexity") - 1) > WORSE_PERPLEXITY:
         odd = _ratio(summary, "perplexity") > 1
@@ -183,6 +183,10 @@ def _change(words: str, summary: dict, field: str, form: str = ".3f") -> str:
     """'distinct-2 fell from 0.812 to 0.401'."""
     before, after = summary[f"{field}_before"], summary[f"{field}_after"]
     return f"{words} from {before:{form}} to {after:{form}}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _interval(value: dict) -> str:

@@ -9,6 +9,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "evaluating": [
+            "check_best_of_n", "check_changes", "check_interval", "check_perplexity",
+        ],
         "ppo": [
             "check_clipped_loss", "check_gae", "check_kl", "check_mask", "check_rewards",
             "check_rloo",

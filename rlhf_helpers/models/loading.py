@@ -118,8 +118,11 @@ def make_policy(base: nn.Module, tokenizer: PreTrainedTokenizerBase, config: TRL
     return policy
 
 
-def load_trained_policy(directory: str | Path, device=None) -> Policy:
-    """A policy that `train()` left in `directory`; trl_config.json there names its base model."""
+def load_trained_policy(directory: str | Path, device=None, to_sample: bool = False) -> Policy:
+    """A policy that `train()` left in `directory`; trl_config.json there names its base model.
+
+    `to_sample`: it will not be trained on, so that a value head that is not there is no matter.
+    """
     directory = Path(directory)
     if not (directory / "trl_config.json").exists():
         raise ConfigError(
@@ -127,7 +130,7 @@ def load_trained_policy(directory: str | Path, device=None) -> Policy:
         )
     config = TRLConfig.from_dict(read_json(directory / "trl_config.json", {}))
     policy = load_policy(config, device)
-    policy.load(directory)
+    policy.load(directory, to_sample)
     return policy
 
 

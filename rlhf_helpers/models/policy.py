@@ -381,10 +381,11 @@ class Policy(nn.Module):
         plain.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
-    def load(self, directory: str | Path) -> None:
+    def load(self, directory: str | Path, to_sample: bool = False) -> None:
         """Take adapter (or unfrozen layers) and value head from a directory that `save` wrote.
 
-        Without a value head there, as in committed runs, the policy can sample; a warning says so.
+        Without a value head there, as in committed runs, the policy can sample; a warning says so
+        unless that is all it is wanted for (`to_sample`).
         """
         directory = Path(directory)
         if self.has_lora:
@@ -397,7 +398,7 @@ class Policy(nn.Module):
         if os.path.lexists(value_head):
             wanted = self.v_head.state_dict()
             self.v_head.load_state_dict(_fitting(read_tensors(value_head), wanted, value_head))
-        else:
+        elif not to_sample:
             warnings.warn(
                 f"{directory} has no value_head.safetensors: this policy can sample and be "
                 "evaluated; to train it on would begin with a new value head.",

@@ -101,13 +101,17 @@ def badges() -> None:
     "--as-seed", is_flag=True,
     help="One more seed (figures/seeds), not the profile's reference run.",
 )  # fmt: skip
-def keep(run_dir, as_seed) -> None:
+@click.option(
+    "--without-penalty", is_flag=True,
+    help="The run with method.init_kl_coef=0 that notebook 05 ends with (figures/without_penalty).",
+)  # fmt: skip
+def keep(run_dir, as_seed, without_penalty) -> None:
     """Copy a finished run, e.g. runs/cpu, to the committed ones under figures/."""
     from rlhf_helpers.progress import printable
 
     from .committed_runs import keep_run
 
-    print(printable(str(keep_run(run_dir, as_seed=as_seed))))
+    print(printable(str(keep_run(run_dir, as_seed, without_penalty=without_penalty))))
 
 
 @click.command()
@@ -124,6 +128,6 @@ def figures() -> None:
     with writing_to(clone_root("The command figures")):
         for path in [*draw_readme_figures(), *draw_study_figures(), *draw_diagrams()]:
             print(path.relative_to(repo_root()))
-        for page in ("README.md", "docs/coming_from_trlx.md"):
+        for page in ("README.md", "docs/running.md", "docs/coming_from_trlx.md"):
             rewrite_tables(repo_root() / page)
         rewrite_study_doc(repo_root() / "docs" / "study.md")

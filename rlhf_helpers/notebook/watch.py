@@ -14,7 +14,7 @@ from typing import TextIO
 
 import psutil
 
-from rlhf_helpers.progress import duration, printable
+from rlhf_helpers.progress import duration, printable, told_left
 from rlhf_helpers.runs.contents import read_manifest
 from rlhf_helpers.runs.files import MissingRunFileError, RunDir, reference_run_dir
 
@@ -23,15 +23,22 @@ from .reading import read_notebook
 SAMPLE_SECONDS = 0.25
 QUIET_SECONDS = 10.0  # after which a line says that the notebook still runs
 INDENT = "    "
+LONGEST_LINE = 300  # characters of a line that are looked at; a progress line is shorter
 
 
 class TimeEstimate:
-    """Time left for the whole run, from what each notebook took in an earlier run."""
+    """Time left for the whole run: what the running notebook says itself, else an earlier run.
+
+    Where a progress line of the running notebook tells how long its work still takes, that is the
+    estimate for this notebook, and its pace is that of the notebooks ahead: there is one clock.
+    """
 
     def __init__(self, names: list[str], earlier: dict[str, float]):
         self.names = names
         self.earlier = earlier if all(name in earlier for name in names) else {}
         self.taken: dict[str, float] = {}
+        # When the work of each progress line will end, in seconds of the running notebook.
+        self.told: dict[str, float] = {}
 
     @classmethod
     def from_earlier_runs(cls, names: list[str], profile: str, run: RunDir) -> TimeEstimate:
@@ -48,23 +55,39 @@ class TimeEstimate:
                 return cls(names, seconds)
         return cls(names, {})
 
+    def hear(self, line: str, elapsed: float) -> None:
+        """Take in a line that the running notebook printed after `elapsed` seconds."""
+        told = told_left(line)
+        if told is not None:
+            label, left = told
+            self.told[label] = elapsed + left
+
     def finish(self, name: str, seconds: float) -> None:
         """Note what a notebook took: this machine's pace corrects the rest of the estimate."""
         self.taken[name] = seconds
+        self.told = {}
 
-    def pace(self) -> float:
-        """How much slower this machine is than the one of the earlier run."""
-        expected = sum(self.earlier.get(name, 0.0) for name in self.taken)
+    def pace(self, **current: float) -> float:
+        """How much slower this machine is than the one of the earlier run.
+
+        `current`: what the running notebook will have taken, where that is known.
+        """
+        taken = self.taken | current
+        expected = sum(self.earlier.get(name, 0.0) for name in taken)
         # The first seconds are imports, which say little about the pace of training.
-        return sum(self.taken.values()) / expected if expected > 20 else 1.0
+        return sum(taken.values()) / expected if expected > 20 else 1.0
 
     def seconds_left(self, current: str, elapsed: float) -> float | None:
         """Expected seconds until the whole run ends; None when nothing is known."""
         if not self.earlier:
             return None
-        ahead = self.names[self.names.index(current) + 1 :]
-        rest = max(0.0, self.earlier[current] * self.pace() - elapsed)
-        return rest + sum(self.earlier[name] for name in ahead) * self.pace()
+        ahead = sum(self.earlier[name] for name in self.names[self.names.index(current) + 1 :])
+        expected = self.earlier[current] * self.pace()
+        told = max(self.told.values(), default=0.0)
+        # Behind the long work of a notebook comes little; behind a short one, the long one may.
+        if told > elapsed or told > expected / 2:
+            return max(0.0, told - elapsed) + ahead * self.pace(**{current: max(told, elapsed)})
+        return max(0.0, expected - elapsed) + ahead * self.pace()
 
     def opening(self, name: str) -> str:
         """What to say about time when a notebook starts."""
@@ -122,6 +145,7 @@ class NotebookWatch:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._at_line_start = True
+        self._line = ""  # what has come of the line that is being printed
         self._last_output = self._started = time.monotonic()
         self._before: set[psutil.Process] = set()
         self._seen: set[psutil.Process] = set()
@@ -134,11 +158,19 @@ class NotebookWatch:
         with self._lock:
             for line in text.replace("\r\n", "\n").splitlines(keepends=True):
                 line = shown_line(line)
+                self._listen(line)
                 self.out.write(INDENT + line if self._at_line_start else line)
                 self._at_line_start = line.endswith(("\n", "\r"))
             self.out.flush()
             self._last_output = time.monotonic()
         return len(text)
+
+    def _listen(self, piece: str) -> None:
+        """Give whole lines to the estimate, in whatever pieces they come."""
+        self._line = (self._line + piece)[-LONGEST_LINE:]
+        if self._line.endswith(("\n", "\r")):
+            self.estimate.hear(self._line, time.monotonic() - self._started)
+            self._line = ""
 
     def flush(self) -> None:
         """Nothing to do: every write is flushed."""
@@ -203,7 +235,8 @@ class NotebookWatch:
 
     def _say_alive(self) -> None:
         elapsed = time.monotonic() - self._started
-        left = self.estimate.seconds_left(self.name, elapsed)
+        with self._lock:  # a line may be coming in
+            left = self.estimate.seconds_left(self.name, elapsed)
         ending = "" if left is None else f" · about {duration(left)} left in all"
         newline = "" if self._at_line_start else "\n"
         self.write(f"{newline}… {self.name}{self.where()} · {duration(elapsed)}{ending}\n")

@@ -282,6 +282,29 @@ def preferences() -> Figure:
     return figure
 
 
+# --- 6: the same prompts, before and after ---
+
+
+def before_after() -> Figure:
+    """The same prompts and draws for both policies, and three that read what they write."""
+    figure, ax = blank(height=220)
+    draw_box(ax, Box(6, 78, 126, 64), "same prompts", "same random draws", GREY)
+    untuned = draw_box(ax, Box(176, 144, 110, 54), "before", "untuned policy", ORANGE)
+    tuned = draw_box(ax, Box(176, 22, 110, 54), "after", "tuned policy", BLUE)
+    arrow(ax, (132, 126), (154, 126), (154, 171), untuned.left)
+    arrow(ax, (132, 94), (154, 94), (154, 49), tuned.left)
+    reward = draw_box(ax, Box(346, 152, 150, 56), "reward model", "training asked it", GREEN)
+    judge = draw_box(ax, Box(346, 82, 150, 56), "judge", "training never asked it", PURPLE)
+    language = draw_box(ax, Box(346, 12, 150, 56), "untuned model", "is it still language?", GREY)
+    for policy in (untuned, tuned):
+        ax.plot(*zip(policy.right, (316, policy.middle[1]), strict=True), color=INK, linewidth=1.6)
+    ax.plot((316, 316), (40, 180), color=INK, linewidth=1.6)
+    for reader in (reward, judge, language):
+        arrow(ax, (316, reader.middle[1]), reader.left)
+    lettering(ax, 231, 110, "both write a text")
+    return figure
+
+
 # --- the house ---
 
 
@@ -337,6 +360,7 @@ DIAGRAMS: dict[str, Callable[[], Figure]] = {
     "low_rank": low_rank,
     "one_score": one_score,
     "preferences": preferences,
+    "before_after": before_after,
     "house": house,
 }
 # Letters as outlines; the same names inside the file at every drawing.

@@ -231,7 +231,7 @@ def _headline(samples: Samples) -> list[Mapping]:
     return held_out or list(samples)
 
 
-@styled
+@projected
 def paired_change_plot(
     before: Samples, after: Samples, interval: Mapping | Interval | None = None
 ) -> Figure:
@@ -245,8 +245,8 @@ def paired_change_plot(
     if interval is None:
         interval = paired_bootstrap(new - old)
     mean, low, high = interval.values() if isinstance(interval, Mapping) else interval
-    figure = new_figure(height=3.5)
-    scatter, ordered = figure.subplots(1, 2)
+    figure = new_figure(height=4)
+    scatter, ordered = figure.subplots(1, 2, width_ratios=(1, 1.1))
     rose = new > old
     scatter.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     scatter.scatter(old[rose], new[rose], s=14, color=AFTER, alpha=0.6, label="higher after")
@@ -255,7 +255,8 @@ def paired_change_plot(
     scatter.set(title=f"Higher after for {rose.sum()} of {len(pairs)}", xlim=(-0.03, 1.03),
                 ylim=(-0.03, 1.03), aspect="equal",
                 xlabel="reward before", ylabel="reward after")
-    scatter.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    scatter.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, columnspacing=1,
+                   handletextpad=0.1)  # below, where it covers no prompt
     changes = np.sort(new - old)
     colours = [AFTER if change > 0 else RED for change in changes]
     ordered.bar(np.arange(len(changes)), changes, width=1, color=colours, linewidth=0)

@@ -15,7 +15,7 @@ from typing import Any
 from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samples
-from rlhf_helpers.runs.files import atomic_write_text
+from rlhf_helpers.runs.files import RunDir, atomic_write_text
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
@@ -30,9 +30,14 @@ def finished_runs(profile: str = "cpu") -> list[Path]:
     return _by_seed([figures / "reference_runs" / profile, *figures.glob(f"seeds/{profile}-*")])
 
 
-def corrected_runs(profile: str = "cpu") -> list[Path]:
-    """The committed runs of a profile under `method.semantics: corrected`, in order of seeds."""
-    return _by_seed([*(repo_root() / "figures").glob(f"corrected/{profile}-*")])
+def trlx_runs(profile: str = "cpu") -> list[Path]:
+    """The committed runs of a profile under `method.semantics: trlx`, in order of seeds."""
+    return _by_seed([*(repo_root() / "figures").glob(f"trlx/{profile}-*")])
+
+
+def without_penalty_run(profile: str = "cpu") -> RunDir:
+    """The committed run of a profile with β = 0: nothing holds it near the untuned model."""
+    return RunDir(repo_root() / "figures" / "without_penalty" / profile, create=False)
 
 
 def _by_seed(runs: list[Path]) -> list[Path]:
@@ -42,7 +47,8 @@ def _by_seed(runs: list[Path]) -> list[Path]:
 
 def results_table(profile: str = "cpu") -> str:
     """Markdown: one row a seed, and the mean; every seed that was run."""
-    runs = [read_evaluation(path / "evaluation.json") for path in finished_runs(profile)]
+    paths = finished_runs(profile)
+    runs = [read_evaluation(path / "evaluation.json") for path in paths]
     lines = [
         "<!-- results -->",
         "| seed | reward | gain, 95 % interval | judge | verdict |",
@@ -56,8 +62,28 @@ def results_table(profile: str = "cpu") -> str:
     lines.append(
         f"\n{n} held-out prompts, one sample each, same seeds before and after; from "
         "`evaluation.json` in `figures/reference_runs/cpu/` and `figures/seeds/`."
+        + _other_code(paths, profile)
     )
     return "\n".join([*lines, "<!-- /results -->"])
+
+
+def _other_code(paths: list[Path], profile: str) -> str:
+    """Which seeds ran with another version of the code than the reference run, if any."""
+    commits = {path: read_manifest(path / "manifest.json")["versions"].get("commit")
+               for path in paths}  # fmt: skip
+    reference = next((c for p, c in commits.items() if p.parent.name == "reference_runs"), None)
+    others = [path.name.rpartition("-")[2] for path, c in commits.items() if c != reference]
+    if reference is None or not others:
+        return ""
+    return (
+        f" Of another version of the code than seed {_seed(profile)} are: {', '.join(others)} "
+        "(`commit` in their `manifest.json`)."
+    )
+
+
+def _seed(profile: str) -> int:
+    folder = repo_root() / "figures" / "reference_runs" / profile
+    return read_manifest(folder / "manifest.json")["seed"]
 
 
 # What the comparison of the two semantics shows of each run's evaluation.json.
@@ -69,7 +95,7 @@ def runs_by_semantics(profile: str = "cpu") -> dict[str, list[Path]]:
     runs = {
         semantics: {read_evaluation(path / "evaluation.json")["seed"]: path for path in paths}
         for semantics, paths in (
-            ("trlx", finished_runs(profile)), ("corrected", corrected_runs(profile)),
+            ("trlx", trlx_runs(profile)), ("corrected", finished_runs(profile)),
         )
     }  # fmt: skip
     both = sorted(runs["trlx"].keys() & runs["corrected"].keys())

@@ -9,10 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_helpers.runs.contents import read_evaluation, read_metrics, read_samples
+from rlhf_helpers.evaluation.before_after import POST_GROUP
+from rlhf_helpers.runs.contents import (
+    read_eval_samples,
+    read_evaluation,
+    read_metrics,
+    read_samples,
+)
 from rlhf_helpers.runs.files import RunDir
 
-from .figures import draw_histogram, draw_kl, draw_reward, finish_axes, series
+from .figures import draw_histogram, finish_axes, series
 from .plot_style import (
     BLUE,
     GREEN,
@@ -30,25 +36,53 @@ SEED_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 
 @styled
 def headline_figure(run_dir: str | Path | RunDir) -> Figure:
-    """A run at a glance: reward and KL on the way, rewards before and after."""
+    """A run at a glance, both halves of the prompts that the run was evaluated on (the post's).
+
+    Left the mean reward of their samples on the way, a thin line a prompt where the run kept its
+    texts; right the rewards of the first and the last of these samples.
+    """
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir, create=False)
-    metrics = read_metrics(run.require("metrics"))
-    before = read_samples(run.require("baseline_samples"))
-    after = read_samples(run.require("after_samples"))
-    change = read_evaluation(run.require("evaluation"))["paired_difference"]
-    figure = new_figure(height=3.9)
-    panels = figure.subplot_mosaic([["reward", "rewards"], ["kl", "rewards"]])
-    draw_reward(panels["reward"], metrics)
-    panels["reward"].sharex(panels["kl"])
-    panels["reward"].tick_params(labelbottom=False)
-    draw_kl(panels["kl"], metrics)
-    panels["kl"].set_xlabel("optimizer step")
-    ax = panels["rewards"]
-    draw_histogram(ax, before, after)
-    interval = f"{change['mean']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})"
-    ax.set_title(f"{ax.get_title(loc='left')}\nchange {interval}")
-    ax.set_xlabel("reward of held-out samples: P(positive)")
+    steps, means = series(read_metrics(run.require("metrics")), "reward/mean")
+    before, after, courses = _evaluated(run)  # courses: prompt -> (steps, means)
+    prompts = {row["prompt"] for row in before}
+    figure = new_figure(height=3.6)
+    way, rewards = figure.subplots(1, 2)
+    for i, course in enumerate(courses.values()):
+        label = "one prompt" if i == 0 else None
+        way.plot(*course, ".-", color=GREY, linewidth=0.8, label=label)
+    if courses:
+        prompt = min(courses, key=lambda p: courses[p][1][-1])
+        way.annotate(f"“{prompt}”", (courses[prompt][0][-1], courses[prompt][1][-1]),
+                     xytext=(0, -40), textcoords="offset points", ha="right",
+                     fontsize=8.5)  # fmt: skip
+    way.plot(steps, means, "o-", color=BLUE, markersize=5, label="mean")
+    way.set(title=f"On the way: {means[0]:.2f} to {means[-1]:.2f}", xlabel="optimizer step",
+            ylabel="mean reward: P(positive)", ylim=(0, 1.25),
+            yticks=np.linspace(0, 1, 6))  # fmt: skip
+    finish_axes(way, True, legend="upper left")
+    draw_histogram(rewards, before, after)
+    rewards.set_title(rewards.get_title(loc="left").replace("Mean reward", "Each text: mean"))
+    figure.suptitle(
+        f"Both halves: the same {len(prompts)} prompts, {len(before) // len(prompts)} texts each",
+        fontsize=10,
+    )
     return figure
+
+
+def _evaluated(run: RunDir) -> tuple[list[dict], list[dict], dict[str, tuple[list, list]]]:
+    """Samples of the evaluation prompts before and after; steps and means of each prompt."""
+    if not run.eval_samples.exists():  # a run that kept only its first and its last texts
+        sides = [read_samples(run.require(f"{name}_samples")) for name in ("baseline", "after")]
+        before, after = ([row for row in side if row["group"] == POST_GROUP] for side in sides)
+        return before, after, {}
+    rows = [{"group": POST_GROUP, **row} for row in read_eval_samples(run.eval_samples)]
+    by_step = {step: [r for r in rows if r["step"] == step] for step in {r["step"] for r in rows}}
+    steps = sorted(by_step)
+    courses = {}
+    for prompt in sorted({row["prompt"] for row in rows}):
+        own = [[r["reward"] for r in by_step[s] if r["prompt"] == prompt] for s in steps]
+        courses[prompt] = steps, [float(np.mean(rewards)) for rewards in own]
+    return by_step[steps[0]], by_step[steps[-1]], courses
 
 
 @styled

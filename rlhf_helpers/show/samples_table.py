@@ -25,14 +25,20 @@ class SamplesTable:
     keeps an empty cell.
     """
 
-    def __init__(self, before: Sequence[Mapping], after: Sequence[Mapping] | None = None) -> None:
-        self.rows = table_rows(before, after)
+    def __init__(
+        self,
+        before: Sequence[Mapping],
+        after: Sequence[Mapping] | None = None,
+        names: tuple[str, str] = ("before", "after"),
+    ) -> None:
+        """`names`: what to call the two sides."""
+        self.rows, self.names = table_rows(before, after), names
 
     def _repr_html_(self) -> str:
-        return samples_table_html(self.rows)
+        return samples_table_html(self.rows, self.names)
 
     def __repr__(self) -> str:
-        return samples_table_text(self.rows)
+        return samples_table_text(self.rows, self.names)
 
 
 def table_rows(before: Sequence[Mapping], after: Sequence[Mapping] | None = None) -> list[dict]:
@@ -52,17 +58,20 @@ def _key(sample: Mapping) -> tuple:
     return sample.get("group"), sample["prompt"], sample.get("seed")
 
 
-def samples_table_html(rows: Sequence[Mapping]) -> str:
+def samples_table_html(
+    rows: Sequence[Mapping], names: tuple[str, str] = ("before", "after")
+) -> str:
     """An HTML table of rows of prompt, output, reward and, where there, after_output, after_reward.
 
     Everything is escaped; `$` cannot start a formula and control characters are blanked.
     """
     paired = any("after_output" in row for row in rows)
-    titles = ["prompt", "output before", "reward", "output after", "reward"]
+    titles = ["prompt", f"output {names[0]}", "reward", f"output {names[1]}", "reward"]
     titles = titles if paired else ["prompt", "output", "reward"]
     widths = {"prompt": ";width:20%", "reward": ";width:4em"}  # the rest is for the outputs
     head = "".join(
-        f'<th style="{TOP_LEFT}{widths.get(title, "")}">{title}</th>' for title in titles
+        f'<th style="{TOP_LEFT}{widths.get(title, "")}">{html.escape(title)}</th>'
+        for title in titles
     )
     body = "\n".join(f"<tr>{_cells(row, paired)}</tr>" for row in rows)
     # These class names keep MathJax, which notebooks load, away from the text.
@@ -98,22 +107,24 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
-def samples_table_text(rows: Sequence[Mapping]) -> str:
+def samples_table_text(
+    rows: Sequence[Mapping], names: tuple[str, str] = ("before", "after")
+) -> str:
     """The same table as plain text, one block for each prompt."""
-    blocks = []
+    blocks, width = [], max(map(len, names))
     for row in rows:
         paired = "after_output" in row
         lines = [_printable(row["prompt"])]
-        lines += _text_lines("before" if paired else "", row["reward"], row["output"])
+        lines += _text_lines(names[0].ljust(width) if paired else "", row["reward"], row["output"])
         if paired:
-            lines += _text_lines("after", row["after_reward"], row["after_output"])
+            lines += _text_lines(names[1].ljust(width), row["after_reward"], row["after_output"])
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
 def _text_lines(label: str, reward: float | None, output: str) -> list[str]:
     number = "" if reward is None else f"{reward:.3f}"
-    head = f"  {label:6} {number:5}  " if label else f"  {number:5}  "
+    head = f"  {label} {number:5}  " if label else f"  {number:5}  "
     text = " ".join(_printable(output).split())
     return textwrap.wrap(
         text, TEXT_WIDTH, initial_indent=head, subsequent_indent=" " * len(head)

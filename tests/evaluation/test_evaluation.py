@@ -324,7 +324,7 @@ def test_one_phrase_in_most_outputs_is_a_collapse():
     texts = [t + (" it was very good" if i % 5 else "") for i, t in enumerate(outputs(N, seed=2))]
     summary = variant(output=texts)
     assert summary["verdict"] == "collapsed"
-    assert '"it was very good" is in 80% of the outputs' in summary["verdict_reason"]
+    assert '"it was very good" is in 80 % of the outputs' in summary["verdict_reason"]
     fresh = outputs(N, seed=2)
     rare = [t + (" it was very good" if i % 5 == 0 else "") for i, t in enumerate(fresh)]
     assert variant(output=rare)["verdict"] == "improved"
@@ -392,14 +392,14 @@ def test_what_got_worse_names_each_cost():
                     {post: [0.2, 0.3]}, judge=0.5, ended=True, n_tokens=20, reference_nll=30.0)
     text = "\n".join(summarise_pair(before, after)["what_got_worse"])
     for part in (
-        "2 of 10 prompts (20%) score lower",
+        "2 of 10 prompts (20 %) score lower",
         "2 samples fell from 0.500 to 0.250",
         "judge sees a gain of 0.010 where the reward gains 0.300",
         "Distinct-1 fell",
         "Distinct-2 fell",
         "self-BLEU rose",
         "from 30.0 to 20.0 words",
-        "from 0% to 100%",
+        "from 0 % to 100 %",
         "from 20.1 to 4.5: they are blander",
     ):
         assert part in text, part

@@ -50,7 +50,7 @@ OPTIONS = {  # of today, with what stands for each where it is not given
     "doctor": {"profile": "cpu", "seed": None, "overrides": (), "run_dir": None},
     "notebooks": {"names": ()},
     "badges": {},
-    "keep": {"run_dir": "x", "as_seed": False},
+    "keep": {"run_dir": "x", "as_seed": False, "without_penalty": False},
     "figures": {},
     "evaluate": {"run_dirs": ("x",), "n_prompts": 1000, "samples_per_opening": 8, "seed": 1000},
     "study": {"plan": "x", "out": None, "only": None, "first": None},
@@ -355,6 +355,23 @@ def test_a_finished_run_is_kept_without_checkpoints(finished, tmp_path):
     seed = keep_run(finished.path, as_seed=True, figures=tmp_path / "figures")
     assert seed.name == "smoke-5"
     assert not (seed / "policy").exists() and not (seed / "eval_samples.jsonl").exists()
+
+
+def test_the_run_without_penalty_keeps_its_policy_and_its_texts(finished, tmp_path):
+    figures = tmp_path / "figures"
+    finished.policy.mkdir()
+    (finished.policy / "adapter_model.safetensors").write_text("x")
+    save_config(load_profile("smoke"), finished.path)
+    with pytest.raises(ConfigError, match="has a KL penalty"):
+        keep_run(finished.path, figures=figures, without_penalty=True)
+    finished.config.unlink()
+    save_config(load_profile("smoke", {"method.init_kl_coef": 0.0}), finished.path)
+    kept = keep_run(finished.path, figures=figures, without_penalty=True)
+    assert kept == figures / "without_penalty" / "smoke"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "after_samples.jsonl", "config.yml", "evaluation.json", "manifest.json", "metrics.jsonl",
+        "policy",
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_unfinished_failed_or_too_large_is_not_kept(finished, tmp_path):

@@ -51,7 +51,7 @@ def test_notebook(name, check):
 # --- a notebook that passes, and one change for each check that must not pass --------------------
 
 
-OLD, NEW = "05_before_after_evaluation.ipynb", "01_setup.ipynb"
+NEW = "01_setup.ipynb"
 LOOP = "![The loop](../figures/diagrams/loop.svg)"
 ANSWER = "<details><summary>Answer</summary>A</details>"
 
@@ -80,13 +80,6 @@ def _counted(cells: list[nbformat.NotebookNode]) -> nbformat.NotebookNode:
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
     return new_notebook(cells=cells)
-
-
-def good_old_notebook() -> nbformat.NotebookNode:
-    cells = _plumbing(f"# Title\n{colab_badge(URL, OLD)}\n| cpu | T4 | A100 |")
-    cells += [new_markdown_cell("<details><summary>Q</summary>A</details>" * 2)]
-    cells += [new_code_cell(f"import numpy\nx = {i}\nx") for i in range(20)]
-    return _counted([*cells, shows("x", "ok")])
 
 
 def good_notebook() -> nbformat.NotebookNode:
@@ -145,10 +138,6 @@ def _skip_a_count(notebook):
 def _lengthen_all(notebook):
     for cell in notebook.cells[5:]:
         cell.source += "\n" * 9 + "y = 1"
-
-
-def _drop_cells(notebook):
-    del notebook.cells[10:]
 
 
 def _many_cells(notebook):
@@ -239,21 +228,14 @@ DAMAGE = {
         _output("stream", name="stdout", text="gain -0.3\n"),
     ],
 }
-# What notebooks that are not FINISHED are held to.
-OLD_DAMAGE = {
-    "check_older_form": [_replace_in(4, "<summary>", ""), _replace_in(0, "T4", "GPU")],
-    "check_size": [_drop_cells],
-}
 
 
-def written(
-    tmp_path: Path, notebook: nbformat.NotebookNode, name: str = NEW
-) -> checks.Notebook:
+def written(tmp_path: Path, notebook: nbformat.NotebookNode) -> checks.Notebook:
     """The notebook in a folder beside which the diagrams stand."""
     diagrams = tmp_path / "figures" / "diagrams"
     diagrams.mkdir(parents=True, exist_ok=True)
     (diagrams / "loop.svg").touch()
-    path = tmp_path / "notebooks" / name
+    path = tmp_path / "notebooks" / NEW
     path.parent.mkdir(exist_ok=True)
     path.write_text(nbformat.writes(notebook), encoding="utf-8")
     return as_checked(path)
@@ -262,7 +244,6 @@ def written(
 @by_check
 def test_a_good_notebook_passes(tmp_path, check):
     check(written(tmp_path, good_notebook()))
-    check(written(tmp_path, good_old_notebook(), OLD))
 
 
 def _each(damage):
@@ -277,16 +258,8 @@ def test_a_damaged_notebook_is_found(tmp_path, name, change):
         getattr(checks, name)(written(tmp_path, notebook))
 
 
-@pytest.mark.parametrize("name, change", _each(OLD_DAMAGE))
-def test_a_damaged_notebook_of_the_older_form_is_found(tmp_path, name, change):
-    notebook = good_old_notebook()
-    change(notebook)
-    with pytest.raises(AssertionError):
-        getattr(checks, name)(written(tmp_path, notebook, OLD))
-
-
 def test_every_check_is_seen_failing():
-    assert {check.__name__ for check in checks.CHECKS} == set(DAMAGE) | set(OLD_DAMAGE)
+    assert {check.__name__ for check in checks.CHECKS} == set(DAMAGE)
 
 
 # --- exercises ------------------------------------------------------------------------------------

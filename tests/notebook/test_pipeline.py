@@ -292,6 +292,42 @@ def test_the_estimate_follows_the_pace_of_this_machine():
     assert estimate.opening("02") == " · notebook 2/3 · about 4:00 left in all"
 
 
+def test_there_is_one_clock_while_a_run_says_how_long_it_takes():
+    """The log once said 0:27 left in all beside 1:52 left of the run: the run is believed."""
+    estimate = TimeEstimate(["01", "02", "03"], {"01": 10.0, "02": 100.0, "03": 20.0})
+    estimate.hear("round  1 of 14  0.53 ████\n", elapsed=20)
+    assert estimate.seconds_left("02", elapsed=73) == 27 + 20
+    estimate.hear("PPO 64/352 · 18 % · 2.6 s/step · 1:52 left · reward 0.61\n", elapsed=73)
+    # 73 + 112 = 185 seconds in place of 100: the notebook behind it is 1.85 times slower as well.
+    assert estimate.seconds_left("02", elapsed=73) == pytest.approx(112 + 1.85 * 20)
+    assert estimate.seconds_left("02", elapsed=80) == pytest.approx(105 + 1.85 * 20)
+    # A shorter work within the longer one changes nothing, and it ends.
+    estimate.hear("Sampling 3/64 · 4 % · 9.0 sample/s · 0:07 left", elapsed=90)
+    assert estimate.seconds_left("02", elapsed=90) == pytest.approx(95 + 1.85 * 20)
+    # It goes faster than it said: this is believed too, and what was long is not waited for again.
+    estimate.hear("PPO 340/352 · 96 % · 3.0 step/s · 0:04 left", elapsed=126)
+    assert estimate.seconds_left("02", elapsed=128) == pytest.approx(2 + 1.3 * 20)
+    assert estimate.seconds_left("02", elapsed=132) == pytest.approx(1.32 * 20)
+    estimate.finish("02", 135.0)
+    assert estimate.seconds_left("03", elapsed=0) == pytest.approx(1.35 * 20)
+
+
+def test_a_short_work_at_the_start_does_not_stand_for_the_notebook():
+    estimate = TimeEstimate(["01"], {"01": 100.0})
+    estimate.hear("GGUF 1/3 · 33 % · 2.0 s/part · 0:04 left", elapsed=3)
+    assert estimate.seconds_left("01", elapsed=8) == 92
+
+
+def test_the_log_of_a_run_has_one_clock():
+    out = io.StringIO()
+    estimate = TimeEstimate(["01"], {"01": 30.0})
+    watch = NotebookWatch("01", estimate, CellNumbers(3, None), out)
+    for text in ("PPO 1/4 · 25 %", " · 2.1 s/step · 1:52", " left · reward 0.5\n"):
+        watch.write(text)
+    watch._say_alive()
+    assert "about 1:52 left in all" in out.getvalue()
+
+
 def test_without_an_earlier_run_of_all_notebooks_there_is_no_estimate(tmp_path):
     run = RunDir(tmp_path)
     row = {"name": "01", "seconds": 5.0, "status": "executed"}

@@ -8,7 +8,13 @@ import types
 
 import pytest
 
-from rlhf_helpers.progress import Progress, duration, in_live_notebook, is_interactive
+from rlhf_helpers.progress import (
+    Progress,
+    duration,
+    in_live_notebook,
+    is_interactive,
+    told_left,
+)
 
 
 class FakeClock:
@@ -47,6 +53,23 @@ def test_line_shows_count_pace_time_left_and_fields(clock, stream):
     clock.now += 25.2  # 12 steps in 25.2 s: 2.1 s each, and 28 steps left take 58.8 s
     progress.update(done=12, reward=0.6123)
     assert stream.getvalue() == "PPO 12/40 · 30 % · 2.1 s/step · 0:59 left · reward 0.612\n"
+
+
+@pytest.mark.parametrize("seconds, left", [(1.0, 39), (2.1, 82), (300.0, 11700)])
+def test_what_a_line_tells_can_be_read_again(clock, stream, seconds, left):
+    progress = Progress(40, "Reward model", stream=stream, clock=clock)
+    clock.now += seconds
+    progress.update(reward=0.61)
+    assert told_left(progress.line()) == ("Reward model", left)
+    assert told_left("    " + progress.line() + "\n") == ("Reward model", left)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "round  1 of 14  0.53 ██", "reading 3 · 2.0 s/file · 0:06 so far",
+             "… 04_ppo_run in cell 40 of 45 · 3:20 · about 0:27 left in all"],
+)  # fmt: skip
+def test_other_lines_tell_no_time(line):
+    assert told_left(line) is None
 
 
 def test_fast_work_shows_units_per_second(clock, stream):

@@ -228,14 +228,33 @@ def test_memory_bar_adds_up(limit, words):
 # --- whole runs ---------------------------------------------------------------------------
 
 
-def test_headline_figure_reads_the_run_directory(run_dir):
+def test_both_halves_of_the_headline_figure_show_the_same_samples(run_dir):
+    """Two prompts, three texts each, at three steps; the means by hand."""
+    rewards = {0: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 4: [0.5] * 6, 8: [0.9, 0.9, 0.9, 0.7, 0.8, 0.9]}
+    write_jsonl(run_dir / "eval_samples.jsonl", [
+        {"step": step, "prompt": "ab"[i // 3], "output": "x", "reward": own[i]}
+        for step, own in rewards.items() for i in range(6)
+    ])  # fmt: skip
+    write_jsonl(run_dir / "metrics.jsonl",
+                [{"step": s, "reward/mean": sum(own) / 6} for s, own in rewards.items()])
     figure = headline_figure(run_dir)
     check_readable(figure)
-    evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    rewards = next(ax for ax in figure.axes if ax.get_label() == "rewards")
-    difference = evaluation["paired_difference"]
-    assert f"change {difference['mean']:+.2f}" in title(rewards)
-    assert f"from {evaluation['reward_before']:.2f}" in title(rewards)
+    assert figure.get_suptitle() == "Both halves: the same 2 prompts, 3 texts each"
+    way, texts = figure.axes
+    assert title(way) == "On the way: 0.35 to 0.85"
+    assert title(texts) == "Each text: mean from 0.35 to 0.85"
+    a, b, mean = (line.get_ydata() for line in way.get_lines())
+    assert list(a) == pytest.approx([0.2, 0.5, 0.9]) and list(b) == pytest.approx([0.5, 0.5, 0.8])
+    assert list(mean) == pytest.approx([0.35, 0.5, 0.85])
+
+
+def test_a_run_without_texts_on_the_way_has_a_headline_figure(run_dir):
+    figure = headline_figure(run_dir)
+    check_readable(figure)
+    _, after = sample_lines(seed=1)
+    rewards = [row["reward"] for row in after if row["group"] == "post"]
+    assert figure.get_suptitle() == "Both halves: the same 1 prompts, 8 texts each"
+    assert title(figure.axes[1]).endswith(f"to {sum(rewards) / 8:.2f}")
 
 
 def test_headline_figure_says_which_notebook_is_missing(run_dir):

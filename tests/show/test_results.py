@@ -16,9 +16,21 @@ README = (repo_root() / "README.md").read_text(encoding="utf-8")
 
 def test_readme_tables_are_those_of_the_committed_runs():
     assert results.results_table() in README
-    assert results.costs_table() in README
     assert results.pairs_table() in README
-    assert results.support_table() in README
+    running = (repo_root() / "docs" / "running.md").read_text(encoding="utf-8")
+    assert results.costs_table() in running
+    assert results.support_table() in running
+
+
+def test_the_readme_has_one_table_of_results_of_five_columns_whose_words_it_explains():
+    headers = re.findall(r"^\| .* \|(?=\n\|---)", README, re.MULTILINE)
+    numbers = [h for h in headers if "reward" in h or "gain" in h or "judge" in h]
+    assert len(numbers) == 1
+    words = [word.strip().split(",")[0] for word in numbers[0].strip("|").split("|")]
+    assert len(words) == 5
+    said = README[: README.index(numbers[0])]
+    for word in set(words) - {"seed"}:
+        assert f"**{word}**" in said, word
 
 
 def test_a_text_in_a_table_stays_in_its_cell():
@@ -65,6 +77,25 @@ def test_rewards_in_the_table_are_the_means_of_the_committed_samples():
         assert abs(sum(rewards) / len(rewards) - float(shown)) < 0.0006
 
 
+def test_seeds_of_another_version_of_the_code_are_named(tmp_path, monkeypatch):
+    evaluation = json.loads(
+        (repo_root() / "figures/reference_runs/cpu/evaluation.json").read_text()
+    )
+    monkeypatch.setattr(results, "repo_root", lambda: tmp_path)
+    for place, seed, commit in (
+        ("reference_runs/cpu", 1, "a"), ("seeds/cpu-2", 2, "b"), ("seeds/cpu-3", 3, "a"),
+    ):  # fmt: skip
+        folder = tmp_path / "figures" / place
+        folder.mkdir(parents=True)
+        manifest = {"profile": "cpu", "seed": seed, "versions": {"commit": commit}, "notebooks": []}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "evaluation.json").write_text(json.dumps(evaluation | {"seed": seed}))
+    table = results.results_table()
+    assert "Of another version of the code than seed 1 are: 2 (`commit`" in table
+    (tmp_path / "figures/seeds/cpu-2/evaluation.json").unlink()
+    assert "another version" not in results.results_table()
+
+
 def test_tuning_claims_hold_in_the_file_they_name():
     lines = (repo_root() / "figures" / "tuning.csv").read_text().splitlines()
     names = lines[0].split(",")
@@ -85,7 +116,7 @@ def evaluations(paths):
     return {e["seed"]: e for e in (json.loads((p / "evaluation.json").read_text()) for p in paths)}
 
 
-def test_what_notebook_04_says_of_the_two_semantics_holds():
+def test_both_semantics_reach_the_same_reward():
     trlx, corrected = map(evaluations, results.runs_by_semantics("cpu").values())
     assert trlx.keys() == corrected.keys() and len(trlx) >= 3
 
@@ -104,15 +135,55 @@ def test_what_notebook_04_says_of_the_two_semantics_holds():
 def test_runs_compared_differ_in_semantics_alone():
     from rlhf_helpers.config.profiles import load_profile
 
-    for path in results.corrected_runs("cpu"):
-        profile = load_profile(path)
-        own = profile.config.to_dict()
-        assert own["method"].pop("semantics") == "corrected"
-        other = load_profile("cpu", seed=own["train"]["seed"]).config.to_dict()
-        other["method"].pop("semantics")
-        for run in (own, other):
-            run["train"].pop("checkpoint_dir")
-        assert own == other
+    kinds = {"trlx": results.trlx_runs("cpu"), "corrected": results.finished_runs("cpu")}
+    for semantics, paths in kinds.items():
+        for path in paths:
+            own = load_profile(path).config.to_dict()
+            assert own["method"].pop("semantics") == semantics
+            other = load_profile("cpu", seed=own["train"]["seed"]).config.to_dict()
+            assert other["method"].pop("semantics") == "corrected"
+            for run in (own, other):
+                run["train"].pop("checkpoint_dir")
+            assert own == other
+
+
+def test_the_finale_is_the_reference_run_without_its_penalty():
+    """What notebook 05, the README and docs/study.md say of the run with β = 0."""
+    from rlhf_helpers.config.profiles import load_profile
+    from rlhf_helpers.evaluation.before_after import pair_samples, summarise_pair
+    from rlhf_helpers.runs.files import read_jsonl, reference_run_dir
+
+    held, free = reference_run_dir("cpu"), results.without_penalty_run("cpu")
+    own, other = (load_profile(run.path).config.to_dict() for run in (held, free))
+    assert (own["method"].pop("init_kl_coef"), other["method"].pop("init_kl_coef")) == (0.01, 0)
+    for run in (own, other):
+        run["train"].pop("checkpoint_dir")
+    assert own == other
+    before, after = read_jsonl(held.baseline_samples), read_jsonl(free.after_samples)
+    assert len(pair_samples(before, after)) == len(after)  # the same prompts and seeds
+    kept, cheat = (results.read_evaluation(run.evaluation) for run in (held, free))
+    again = summarise_pair(before, after, seed=cheat["seed"])
+    for name in ("reward_after", "judge_after", "perplexity_after", "kl_per_sequence"):
+        assert again[name] == pytest.approx(cheat[name], rel=1e-4), name
+    # Reward, judge and verdict are pleased; KL and a count of one word tell.
+    for name in ("reward_after", "judge_after", "perplexity_after"):
+        assert cheat[name] > kept[name], name
+    assert cheat["perplexity_after"] < cheat["perplexity_before"]
+    assert cheat["verdict"] == kept["verdict"] == "narrower"
+    assert cheat["kl_per_sequence"] > 2 * kept["kl_per_sequence"]
+    texts = [row["output"].lower() for row in after if row["group"] == "heldout"]
+    share = sum("wonderful" in re.findall("[a-z]+", text) for text in texts) / len(texts)
+    assert share > 0.9
+    said = " ".join(README.split())
+    assert f"{100 * share:.0f} % of the texts say *wonderful*" in said
+    numbers = f"reward {cheat['reward_after']:.3f}, judge {cheat['judge_after']:.3f}"
+    assert numbers in said
+    study = " ".join(STUDY.split())
+    assert f"{numbers}, {cheat['kl_per_sequence']:.1f} nats" in study
+    perplexities = [cheat[f"perplexity_{when}"] for when in ("before", "after")]
+    assert "perplexity went from {:.0f} to {:.0f}".format(*perplexities) in study
+    size = sum(path.stat().st_size for path in free.path.rglob("*") if path.is_file())
+    assert size < 5_000_000
 
 
 # --- docs/study.md -------------------------------------------------------------------------
@@ -145,8 +216,10 @@ def test_each_row_of_a_study_s_table_is_its_row_file(plan):
 
 
 def test_runs_on_a_thousand_prompts_confirm_the_default():
-    """What docs/study.md shows for every finished run of the default."""
-    for path in results.finished_runs("cpu"):
+    """What docs/study.md shows of the default's finished runs, the reference run among them."""
+    paths = [p for p in results.finished_runs("cpu") if (p / "evaluation_1000.json").exists()]
+    assert repo_root() / "figures" / "reference_runs" / "cpu" in paths
+    for path in paths:
         e = json.loads((path / "evaluation_1000.json").read_text())
         assert e["n_prompts"] == 1000 and e["run_seed"] == results.read_evaluation(
             path / "evaluation.json"

@@ -97,3 +97,11 @@ def test_plain_text_wraps_and_keeps_terminal_codes_out():
     row = {"prompt": "p", "output": "word " * 60 + "\x1b[31mred", "reward": 0.2, "seed": 0}
     text = repr(SamplesTable([row]))
     assert max(map(len, text.splitlines())) <= 100 and "\x1b" not in text
+
+
+def test_the_two_sides_can_have_names_of_their_own():
+    row = {"prompt": "p", "output": "x", "reward": 0.25, "seed": 1, "group": "g"}
+    table = SamplesTable([row], [{**row, "output": "y", "reward": 0.75}], ("β = 0.01", "β = <0>"))
+    assert repr(table) == "p\n  β = 0.01 0.250  x\n  β = <0>  0.750  y"
+    assert "output β = 0.01</th>" in table._repr_html_()
+    assert "output β = &lt;0&gt;</th>" in table._repr_html_()

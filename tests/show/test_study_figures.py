@@ -16,6 +16,7 @@ from rlhf_helpers.runs.files import RunDir, read_json, write_jsonl
 from rlhf_helpers.show.study_figures import (
     ablation_figure,
     course_figure,
+    few_points_figure,
     frontier_figure,
     groups_of,
     judge_figure,
@@ -72,6 +73,21 @@ def test_frontier_draws_each_configuration_at_its_mean_and_labels_it():
     for point in ((13.0, 0.92), (8.0, 0.85), (30.0, 0.97), (0.19, 0.5), (1.84, 0.8), (0, 0.4)):
         assert np.isclose(drawn, point).all(axis=1).any(), point
     assert {(12.0, 0.90), (14.0, 0.94)} <= {tuple(p) for p in drawn.round(9)}
+
+
+def test_few_points_are_five_at_their_means_in_letters_for_a_projector():
+    rows = [*ROWS[:3], row("PPO, β 0.1", reward=0.55, kl=1.2), row("PPO, β 0", reward=0.97, kl=40),
+            row("best of 64", kind="best-of-n", reward=0.9, kl=None, kl_analytic=3.2)]  # fmt: skip
+    ax = few_points_figure(rows + ROWS[3:]).axes[0]
+    names = {"PPO, β 0.1", "PPO, β 0.01", "PPO, β 0", "RLOO, β 0.01", "best of 64"}
+    assert set(texts(ax)) == names | {"untuned"}
+    line, *marks = [[tuple(p) for p in own.get_xydata().round(9)] for own in ax.lines]
+    assert line == [(0, 0.4), (1.2, 0.55), (13, 0.92), (40, 0.97)]
+    assert {mark[0] for mark in marks} == {*line, (8.0, 0.85), (3.2, 0.9)}
+    assert all(text.get_fontsize() >= 11 for text in ax.texts)
+    found = list(boxes(ax, names).values())
+    assert len(found) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i])
 
 
 @pytest.mark.parametrize("draw", [frontier_figure, judge_figure])

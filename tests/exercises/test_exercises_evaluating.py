@@ -1,0 +1,169 @@
+"""Every check of the exercises to notebook 05: right answers pass, each mistake is told apart."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from rlhf_helpers.exercises import evaluating as checks
+
+
+def said(capsys, check, answer):
+    check(answer)
+    return capsys.readouterr().out.strip()
+
+
+# --- right answers, written in other ways than in the notebook ---
+
+
+def changes_by_search(before, after):
+    return [
+        next(b["reward"] for b in after if (b["prompt"], b["seed"]) == (a["prompt"], a["seed"]))
+        - a["reward"] for a in before
+    ]  # fmt: skip
+
+
+def means_of_draws(changes, draws, size=None):
+    chooser, values = random.Random(1), changes.tolist()
+    size = size or len(values)
+    return sorted(sum(chooser.choices(values, k=size)) / size for _ in range(draws))
+
+
+def interval_by_sorting(changes, draws, generator, out=0.025, size=None):
+    means = means_of_draws(changes, draws, size)
+    return means[int(out * draws)], means[int((1 - out) * draws) - 1]
+
+
+def perplexity_by_geometric_mean(nats, tokens):
+    product = 1.0
+    for text in nats.tolist():
+        product *= math.exp(text) ** (1 / int(tokens.sum()))
+    return product
+
+
+def best_by_sorting(rewards):
+    best = [sorted(row)[-1] for row in rewards.tolist()]
+    n = rewards.shape[1]
+    return sum(best) / len(best), math.log(n) - 1 + 1 / n
+
+
+RIGHT = [
+    (checks.check_changes, changes_by_search),
+    (checks.check_interval, interval_by_sorting),
+    (checks.check_perplexity, perplexity_by_geometric_mean),
+    (checks.check_best_of_n, best_by_sorting),
+]
+
+
+@pytest.mark.parametrize("check, answer", RIGHT, ids=lambda x: x.__name__)
+def test_a_right_answer_is_right(capsys, check, answer):
+    assert said(capsys, check, answer) == "Right."
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_right_interval_is_right_whatever_the_draws(capsys, seed):
+    def interval(changes, draws, generator):
+        generator.manual_seed(seed)
+        drawn = torch.randint(len(changes), (draws, len(changes)), generator=generator)
+        return changes[drawn].mean(dim=1).quantile(torch.tensor([0.025, 0.975])).tolist()
+
+    assert said(capsys, checks.check_interval, interval) == "Right."
+
+
+# --- the mistakes that the checks name: words of the sentence -> the wrong answer ---
+
+
+def by_place(before, after):
+    return [b["reward"] - a["reward"] for a, b in zip(before, after, strict=True)]
+
+
+def by_prompt(before, after):
+    return [{b["prompt"]: b["reward"] for b in after}[a["prompt"]] - a["reward"] for a in before]
+
+
+def by_first_of_prompt(before, after):
+    return by_prompt(before, after[::-1])
+
+
+def without_replacement(changes, draws, generator):
+    means = [changes[torch.randperm(len(changes))].mean() for _ in range(100)]
+    return min(means), max(means)
+
+
+def of_single_changes(changes, draws, generator):
+    return changes.quantile(0.025), changes.quantile(0.975)
+
+
+def shifted(changes, draws, generator):
+    low, high = interval_by_sorting(changes, draws, generator)
+    return low - changes.mean(), high - changes.mean()
+
+
+def with_n(n):
+    return lambda rewards: (best_by_sorting(rewards)[0], math.log(n) - (n - 1) / n)
+
+
+def with_kl(kl):
+    return lambda rewards: (best_by_sorting(rewards)[0], kl)
+
+
+def still_open(*_):
+    raise NotImplementedError
+
+
+MISTAKES = [
+    (checks.check_changes, "Still open", still_open),
+    (checks.check_changes, "did you forget `return`", lambda before, after: None),
+    (checks.check_changes, "2 changes for 3", lambda before, after: [0.1, 0.2]),
+    (checks.check_changes, "sign is turned round",
+     lambda before, after: [-x for x in changes_by_search(before, after)]),
+    (checks.check_changes, "it pairs by place", by_place),
+    (checks.check_changes, "not by prompt alone", by_prompt),
+    (checks.check_changes, "not by prompt alone", by_first_of_prompt),
+    (checks.check_changes, "not in the order",
+     lambda before, after: sorted(changes_by_search(before, after))),
+    (checks.check_changes, "0.6, −0.2 and 0.5", lambda before, after: [0.0, 0.0, 0.0]),
+    (checks.check_interval, "did you forget `return`", lambda c, d, g: None),
+    (checks.check_interval, "lower bound and the upper", lambda c, d, g: (0.1, 0.2, 0.3)),
+    (checks.check_interval, "lower bound comes first",
+     lambda c, d, g: interval_by_sorting(c, d, g)[::-1]),
+    (checks.check_interval, "with replacement", without_replacement),
+    (checks.check_interval, "bounds of single changes", of_single_changes),
+    (checks.check_interval, "round the mean", shifted),
+    (checks.check_interval, "90 % interval", lambda c, d, g: interval_by_sorting(c, d, g, 0.05)),
+    (checks.check_interval, "quartiles", lambda c, d, g: interval_by_sorting(c, d, g, 0.25)),
+    (checks.check_interval, "as many changes",
+     lambda c, d, g: interval_by_sorting(c, d, g, size=30)),
+    (checks.check_perplexity, "did you forget `return`", lambda nats, n: None),
+    (checks.check_perplexity, "nats a token; perplexity", lambda nats, n: nats.sum() / n.sum()),
+    (checks.check_perplexity, "own perplexities", lambda nats, n: (nats / n).exp().mean()),
+    (checks.check_perplexity, "let each token count", lambda nats, n: (nats / n).mean().exp()),
+    (checks.check_perplexity, "not bits", lambda nats, n: 2 ** (nats.sum() / n.sum())),
+    (checks.check_perplexity, "sign is turned round",
+     lambda nats, n: (-nats.sum() / n.sum()).exp()),
+    (checks.check_perplexity, "before you take", lambda nats, n: nats.sum().exp()),
+    (checks.check_perplexity, "exp(44 / 15)", lambda nats, n: 3.0),
+    (checks.check_best_of_n, "did you forget `return`", lambda rewards: None),
+    (checks.check_best_of_n, "two numbers", lambda rewards: 0.5),
+    (checks.check_best_of_n, "mean of all texts", lambda rewards: (rewards.mean(), 0.636)),
+    (checks.check_best_of_n, "of all prompts", lambda rewards: (rewards.max(), 0.636)),
+    (checks.check_best_of_n, "along the draws",
+     lambda rewards: (rewards.max(dim=0).values.mean(), 0.636)),
+    (checks.check_best_of_n, "0.8, 0.6 and 0.9", lambda rewards: (0.0, 0.636)),
+    (checks.check_best_of_n, "nothing is chosen", with_n(4)),
+    (checks.check_best_of_n, "too much", with_kl(math.log(4))),
+    (checks.check_best_of_n, "the natural one", with_kl(math.log2(4) - 0.75)),
+    (checks.check_best_of_n, "not the number of prompts", with_n(3)),
+    (checks.check_best_of_n, "not of all texts", with_n(12)),
+    (checks.check_best_of_n, "never below 0", with_kl(0.75 - math.log(4))),
+    (checks.check_best_of_n, "do not add it", with_kl(math.log(4) + 0.75)),
+    (checks.check_best_of_n, "0.636 nats", with_kl(0.1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check, words, wrong", MISTAKES, ids=lambda x: getattr(x, "__name__", x))
+def test_each_mistake_is_named(capsys, check, words, wrong):
+    sentence = said(capsys, check, wrong)
+    assert words in sentence
+    assert sentence.startswith("Still open" if words == "Still open" else "Not yet: ")
