@@ -17,12 +17,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "reward_histogram", "series", "training_curves",
         ],
         "diagrams": ["draw_diagrams"],
-        "lesson_figures": ["clipping_plot", "next_token_plot", "rank_and_layers_plot"],
+        "lesson_figures": [
+            "clipping_plot", "few_points_figure", "next_token_plot", "rank_and_layers_plot",
+        ],
         "ppo_figures": ["practice_plot", "rounds_plot"],
         "run_figures": ["headline_figure", "semantics_figure"],
-        "study_figures": [
-            "course_figure", "few_points_figure", "frontier_figure", "judge_figure", "read_table",
-        ],
+        "study_figures": ["course_figure", "frontier_figure", "judge_figure", "read_table"],
         "results_tables": [
             "finished_runs", "runs_by_semantics", "semantics_rows", "without_penalty_run",
         ],

@@ -33,7 +33,6 @@ from .plot_style import (
     PURPLE,
     RED,
     new_figure,
-    projected,
     styled,
 )
 
@@ -187,41 +186,6 @@ def frontier_figure(rows: Sequence[Mapping]) -> Figure:
            xlim=(0, 1.25 * max(row["kl"] for row in rows)))  # fmt: skip
     ax.margins(y=0.08)
     label_points(ax, points, lines)
-    return figure
-
-
-# What notebook 05 shows of the frontier, and on which side each name stands; the rest is in
-# docs/study.md.
-FEW = {
-    "PPO, β 0.1": (1, -1), "PPO, β 0.01": (1, -1), "PPO, β 0": (-1, 1), "RLOO, β 0.01": (-1, 1),
-    "best of 64": (-1, 1),
-}  # fmt: skip
-
-
-@projected
-def few_points_figure(rows: Sequence[Mapping]) -> Figure:
-    """Five configurations of the frontier, each at the mean of its seeds, PPO's joined."""
-    figure = new_figure(height=4.2)
-    ax = figure.subplots()
-    rows = [{**row, "kl": kl_of(row)} for row in rows if row["name"] in FEW]
-    places = {g.name: (g.mean("kl"), g.mean("reward_after"), g.kind) for g in groups_of(rows)}
-    before = float(np.mean([row["reward_before"] for row in rows]))
-    line = [(0.0, before), *(places[name][:2] for name in FEW if name.startswith("PPO"))]
-    ax.plot(*zip(*line, strict=True), color=BLUE, linewidth=1)
-    ax.plot(0, before, "*", color="black", markersize=12, clip_on=False, zorder=4)
-    ax.annotate("untuned", (0, before), xytext=(10, -4), textcoords="offset points")
-    for name, (x, y, kind) in places.items():
-        colour, marker, _ = LOOKS[kind]
-        marker = "o" if marker == "." else marker
-        ax.plot(x, y, marker, color=colour, markersize=9)
-        side, up = FEW[name]
-        ax.annotate(name, (x, y), xytext=(7 * side, 7 * up), textcoords="offset points",
-                    ha={1: "left", -1: "right"}[side], va={1: "bottom", -1: "top"}[up])  # fmt: skip
-    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    ax.set(title="What reward costs", xticks=[0, 1, 2, 5, 10, 20, 40],
-           xlabel="KL to the untuned model (nats a text, square-root scale)",
-           ylabel="held-out reward", ylim=(0.4, 1.05),
-           xlim=(0, 1.25 * max(row["kl"] for row in rows)))  # fmt: skip
     return figure
 
 

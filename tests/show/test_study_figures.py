@@ -13,10 +13,10 @@ from rlhf_helpers.config.profiles import Profile, load_profile, save_config
 from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.evaluation.evaluate_run import evaluation_path, write_judge_course
 from rlhf_helpers.runs.files import RunDir, read_json, write_jsonl
+from rlhf_helpers.show.lesson_figures import few_points_figure
 from rlhf_helpers.show.study_figures import (
     ablation_figure,
     course_figure,
-    few_points_figure,
     frontier_figure,
     groups_of,
     judge_figure,
