@@ -66,6 +66,7 @@ OPTIONS = {  # of today, with what stands for each where it is not given
     "memory": {"profile": None, "settings": (), "device": None, "table": False,
                "out": "runs/memory"},
     "pretrain": {"out": "runs/pretrain", "seed": 0, "steps": None},
+    "fine-tune": {"profile": "smollm2", "out": "runs/fine_tune", "steps": None, "seed": 0},
     "train-reward": {"out": "x", "steps": None, "seed": 0, "eval_reviews": None},
     "train-judge": {"out": None, "seed": 0},
 }  # fmt: skip
