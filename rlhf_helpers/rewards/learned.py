@@ -90,7 +90,10 @@ class LearnedReward:
         merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
         self.model = model.to(device).eval().requires_grad_(False)
         self.head = read_tensors(self.directory / HEAD)["weight"].to(device)  # [1, h]
-        self.tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=False)
+        own = (self.directory / "tokenizer_config.json").exists()  # else the base model's
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.directory if own else path, trust_remote_code=False
+        )
 
     def __call__(self, samples: Sequence[str], **kwargs: Any) -> list[float]:
         """The reward of each sample, prompt and output together; see OUTPUTS for its unit."""

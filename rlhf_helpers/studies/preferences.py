@@ -36,6 +36,11 @@ from .dpo import ResponseTexts
 from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, Plan, Row
 
 SPARE = 0.02  # more prompts than pairs: two texts may come out equal, or one empty
+# Of a policy or reward model, what is left out of what is kept: the base model has the tokenizer.
+NOT_KEPT = (
+    "value_head.safetensors", "checkpoint.pt", "SHA256SUMS", "tokenizer*",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*",
+)  # fmt: skip
 # What reward_model.json keeps of each reward model.
 MODEL_FIELDS = ("pairs", "pooling", "accuracy", "heldout", "history", "seconds", "versions")
 
@@ -109,9 +114,12 @@ class Preferences:
                               )  # fmt: skip
         flat = [record for both in usable for record in both]
         positive = [record["reward"] for record in flat]
-        fluency = self._fluency([r["prompt"] for r in flat], [r["output"] for r in flat])
+        fluency = self._fluency_of_pairs(flat)
         gold = Gold.measured_on(positive, fluency, s["fluency_weight"])
         values = gold.of(positive, fluency)
+        self._values = {
+            (r["prompt"], r["output"]): value for r, value in zip(flat, values, strict=True)
+        }
         gaps = values[::2] - values[1::2]
         candidates = [Candidates(a["prompt"], a["output"], b["output"]) for a, b in usable]
         noise = s["temperature"], s["random_share"]
@@ -132,8 +140,10 @@ class Preferences:
         prompts = [EvalPrompt(distinct[i], "pairs", first + k) for k, i in enumerate(order)]
         depends = [self.profile.assets, self.profile.config.method.gen_kwargs,
                    self.profile.config.train.seq_length, seed, n]  # fmt: skip
-        path = self.work.parent / f"pairs-{digest(depends)}.jsonl"  # of any plan that needs them
-        return draw_candidates(self.untuned, prompts, 2, self.profile, self.reward_fn, path)
+        self._texts_path = self.work.parent / f"pairs-{digest(depends)}.jsonl"  # of any plan
+        return draw_candidates(
+            self.untuned, prompts, 2, self.profile, self.reward_fn, self._texts_path
+        )
 
     @property
     def untuned(self):
@@ -141,6 +151,16 @@ class Preferences:
         if self._untuned is None:
             self._untuned = load_policy(self.profile.config)
         return self._untuned
+
+    def _fluency_of_pairs(self, records: Sequence[dict[str, Any]]) -> list[float] | None:
+        """`_fluency` of the pairs' texts, computed once and kept beside them."""
+        if not self.settings["fluency_weight"]:
+            return None
+        texts = [[record["prompt"], record["output"]] for record in records]
+        path = self._texts_path.with_name(f"fluency-{digest(texts)}.json")
+        if not path.exists():
+            atomic_write_json(path, {"fluency": self._fluency(*zip(*texts, strict=True))})
+        return read_json(path, {})["fluency"]
 
     def _fluency(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float] | None:
         """Mean log-probability of each output's tokens under the untuned policy, in nats."""
@@ -228,10 +248,16 @@ class Preferences:
     # --- what is kept ----------------------------------------------------------------------
 
     def write_pairs(self, out: Path) -> None:
-        """preferences.jsonl: every annotated pair, those that measure marked as held out."""
-        lines = [pair_line(p, split="train") for p in self.pairs]
-        lines += [pair_line(p, split="heldout") for p in self.heldout]
-        write_jsonl(out / "preferences.jsonl", lines)
+        """preferences.jsonl: every annotated pair, those that measure marked as held out.
+
+        `gold`: what the annotator wants of the chosen text and of the other one.
+        """
+        parts = {"train": self.pairs, "heldout": self.heldout}
+        write_jsonl(out / "preferences.jsonl", [
+            pair_line(pair, gold=[round(self._values[pair.prompt, text], 3)
+                                  for text in (pair.chosen, pair.rejected)], split=split)
+            for split, pairs in parts.items() for pair in pairs
+        ])  # fmt: skip
 
     def make_reward_models(self, out: Path) -> Path:
         """Train the plan's reward models by size and seed; reward_model.json after each."""
@@ -269,7 +295,7 @@ class Preferences:
                 target = out / "adapters" / row.id / name
                 for place in (out / "adapters", target.parent, target):
                     refuse_link(place)
-                ignored = shutil.ignore_patterns("value_head.safetensors", "checkpoint.pt")
+                ignored = shutil.ignore_patterns(*NOT_KEPT)
                 shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
 
 

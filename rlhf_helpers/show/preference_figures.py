@@ -1,0 +1,110 @@
+"""Figures of the lesson on preferences, from the committed files. No torch.
+
+`rows` are the lines of overoptimisation.csv, `models` those of reward_model.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf_helpers.config.reading import NUMBER, TEXT
+
+from .plot_style import BLUE, GREEN, GREY, ORANGE, RED, SEED_STYLES, new_figure, projected
+from .study_figures import label_points, read_table
+
+COURSE = {
+    **dict.fromkeys(("name", "kind", "gold_name"), TEXT),
+    **dict.fromkeys(("pairs", "seed", "n", "kl", "gold", "sentiment", "judge"), NUMBER),
+    "step?": NUMBER, "proxy?": NUMBER,
+}  # fmt: skip
+
+
+def read_courses(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of overoptimisation.csv; UnreadableFileError where it is no such file."""
+    return read_table(path, COURSE)
+
+
+@projected
+def accuracy_plot(models: Sequence[Mapping[str, Any]], ceiling: float) -> Figure:
+    """Accuracy on held-out pairs against the number of pairs: a mark each model, a line of means.
+
+    `models` have `pairs` and `heldout`; `ceiling` is what one who knows gold would reach.
+    """
+    figure = new_figure(height=3.4)
+    ax = figure.subplots()
+    pairs = np.array([model["pairs"] for model in models])
+    found = np.array([model["heldout"]["accuracy"] for model in models])
+    sizes = np.unique(pairs)
+    ax.plot(pairs, found, "o", color=BLUE, markersize=5, alpha=0.55, label="one reward model")
+    ax.plot(sizes, [found[pairs == n].mean() for n in sizes], "-", color=BLUE, label="their mean")
+    ax.axhline(ceiling, color="black", linestyle="--", label="one who knows what is wanted")
+    ax.axhline(0.5, color=GREY, linestyle=":", label="a coin")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    ax.minorticks_off()
+    ax.set(title="How often the reward model agrees with new answers", xlabel="pairs learned from",
+           ylabel="accuracy", ylim=(0.48, max(0.9, ceiling + 0.02)))  # fmt: skip
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@projected
+def parting_plot(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Figure:
+    """Proxy and gold against KL: a line for each seed of the named rows, which are PPO's courses.
+
+    `names` maps a row's name in the file to what the legend calls it.
+    """
+    figure = new_figure(height=3.8)
+    proxy, gold = figure.subplots(1, 2)
+    for (name, label), colour in zip(names.items(), (RED, BLUE, GREEN, ORANGE), strict=False):
+        own = [row for row in rows if row["name"] == name]
+        for i, seed in enumerate(sorted({row["seed"] for row in own})):
+            course = sorted((r for r in own if r["seed"] == seed), key=lambda r: r["step"])
+            kl = [max(row["kl"], 0.0) for row in course]
+            looks = {"color": colour, "marker": ".", "linestyle": SEED_STYLES[i % 4]}
+            for ax, field in ((proxy, "proxy"), (gold, "gold")):
+                ax.plot(kl, [row[field] for row in course], **looks, label=None if i else label)
+    gold_name = rows[0]["gold_name"]
+    unit = "P(positive)" if gold_name == "sentiment" else f"{gold_name} (standard deviations)"
+    proxy.set(title="What the reward model says", ylabel="proxy (standard deviations)")
+    gold.set(title="What was wanted", ylabel=f"gold: {unit}")
+    for ax in (proxy, gold):
+        ax.set_xlabel("KL to the reference (nats)")
+        ax.set_xlim(left=0)
+    figure.legend(*proxy.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@projected
+def price_plot(rows: Sequence[Mapping[str, Any]], looks: Mapping[str, str]) -> Figure:
+    """Gold against KL at the end: a point for each of `rows`, which have name, kl and gold.
+
+    `looks` maps the name of a row to its label; rows of the same name are seeds, one label for all.
+    """
+    figure = new_figure(height=3.8)
+    ax = figure.subplots()
+    points, taken = [], []
+    colours = (BLUE, GREEN, RED, "black", ORANGE)
+    for (name, label), colour in zip(looks.items(), colours, strict=False):
+        own = [row for row in rows if row["name"] == name]
+        kl, gold = ([row[field] for row in own] for field in ("kl", "gold"))
+        ax.plot(kl, gold, "o", color=colour, markersize=6)
+        points.append((float(np.mean(kl)), float(np.mean(gold)), label, colour))
+        taken += [([x, x], [y, y]) for x, y in zip(kl, gold, strict=True)]
+    ax.set(title="What each way costs", xlabel="KL to the reference (nats per text)",
+           ylabel="gold of held-out texts", xlim=(0, 1.15 * max(row["kl"] for row in rows)))  # fmt: skip
+    ax.margins(y=0.15)
+    _label(ax, points, taken)
+    return figure
+
+
+def _label(ax: Axes, points: list, taken: list) -> None:
+    label_points(ax, points, taken)
+    for text in ax.texts:
+        text.set_fontsize(11)
