@@ -89,7 +89,7 @@ class LearnedReward:
         )
         merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
         self.model = model.to(device).eval().requires_grad_(False)
-        self.head = read_tensors(self.directory / HEAD)["weight"].to(device)  # [1, h]
+        self.head = read_tensors(self.directory / HEAD)["weight"].float().to(device)  # [1, h]
         own = (self.directory / "tokenizer_config.json").exists()  # else the base model's
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.directory if own else path, trust_remote_code=False

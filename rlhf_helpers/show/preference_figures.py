@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_helpers.config.reading import NUMBER, TEXT
 
 from .plot_style import BLUE, GREEN, GREY, ORANGE, RED, SEED_STYLES, new_figure, projected
-from .study_figures import label_points, read_table
+from .study_figures import read_table
 
 COURSE = {
     **dict.fromkeys(("name", "kind", "gold_name"), TEXT),
@@ -82,29 +81,21 @@ def parting_plot(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) ->
 
 
 @projected
-def price_plot(rows: Sequence[Mapping[str, Any]], looks: Mapping[str, str]) -> Figure:
-    """Gold against KL at the end: a point for each of `rows`, which have name, kl and gold.
+def price_plot(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Figure:
+    """Gold against KL at the end: a point for each of the named rows, which have kl and gold.
 
-    `looks` maps the name of a row to its label; rows of the same name are seeds, one label for all.
+    `names` maps a row's name in the file to what the legend calls it; seeds share a colour.
     """
-    figure = new_figure(height=3.8)
+    figure = new_figure(height=3.6)
     ax = figure.subplots()
-    points, taken = [], []
-    colours = (BLUE, GREEN, RED, "black", ORANGE)
-    for (name, label), colour in zip(looks.items(), colours, strict=False):
+    looks = zip((BLUE, RED, "black", GREEN, ORANGE), "osvD^", strict=True)
+    for (name, label), (colour, marker) in zip(names.items(), looks, strict=False):
         own = [row for row in rows if row["name"] == name]
         kl, gold = ([row[field] for row in own] for field in ("kl", "gold"))
-        ax.plot(kl, gold, "o", color=colour, markersize=6)
-        points.append((float(np.mean(kl)), float(np.mean(gold)), label, colour))
-        taken += [([x, x], [y, y]) for x, y in zip(kl, gold, strict=True)]
-    ax.set(title="What each way costs", xlabel="KL to the reference (nats per text)",
-           ylabel="gold of held-out texts", xlim=(0, 1.15 * max(row["kl"] for row in rows)))  # fmt: skip
+        ax.plot(kl, gold, marker, color=colour, markersize=7, label=label)
+    ax.set(title="What each way costs, and what it gives", ylabel="gold of held-out texts",
+           xlabel="KL to the reference (nats per text)")  # fmt: skip
+    ax.set_xlim(left=0)
     ax.margins(y=0.15)
-    _label(ax, points, taken)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
-
-
-def _label(ax: Axes, points: list, taken: list) -> None:
-    label_points(ax, points, taken)
-    for text in ax.texts:
-        text.set_fontsize(11)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from rlhf_helpers.algorithms.preferences import accuracy_ceiling
 from rlhf_helpers.config.checks import ConfigError, closest
@@ -29,6 +30,7 @@ from rlhf_helpers.rewards.annotator import Gold, annotate
 from rlhf_helpers.rewards.learned import LearnedReward
 from rlhf_helpers.rewards.preferences import Candidates, Pair, pair_line
 from rlhf_helpers.runs.files import atomic_write_json, read_json, refuse_link, write_jsonl
+from rlhf_helpers.runs.tensors import read_tensors
 from rlhf_helpers.training.semantics import semantics_of
 
 from .baselines import draw_candidates
@@ -38,8 +40,8 @@ from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, Plan, Row
 SPARE = 0.02  # more prompts than pairs: two texts may come out equal, or one empty
 # Of a policy or reward model, what is left out of what is kept: the base model has the tokenizer.
 NOT_KEPT = (
-    "value_head.safetensors", "checkpoint.pt", "SHA256SUMS", "tokenizer*",
-    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*",
+    "checkpoint.pt", "SHA256SUMS", "tokenizer*", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "chat_template*",
 )  # fmt: skip
 # What reward_model.json keeps of each reward model.
 MODEL_FIELDS = ("pairs", "pooling", "accuracy", "heldout", "history", "seconds", "versions")
@@ -177,15 +179,18 @@ class Preferences:
         """The plan's configuration of a reward model; ConfigError for a name that it lacks."""
         given = self.settings["reward_model"]
         known = {f.name for f in dataclasses.fields(RewardModelConfig)} - {
-            "policy", "directory", "seed",
+            "policy", "directory", "seed", "states_file",
         }  # fmt: skip
         for name in given:
             if name not in known:
                 raise ConfigError(f"preferences.reward_model has no field {name!r}: did you mean "
                                   f"{closest(name, known)!r}?")  # fmt: skip
+        pooling = given.get("pooling", RewardModelConfig.pooling)
+        states = self.work.parent / f"states-{pooling}-{digest(self.profile.assets['policy'])}"
         return RewardModelConfig(
-            policy=self.profile.config, directory=str(directory), seed=seed, **given
-        )
+            policy=self.profile.config, directory=str(directory), seed=seed,
+            states_file=f"{states}.safetensors", **given,
+        )  # fmt: skip
 
     def reward_model(self, n: int, seed: int) -> LearnedReward:
         """The reward model of `n` pairs and this seed, trained now or loaded."""
@@ -283,10 +288,11 @@ class Preferences:
         return path
 
     def keep_adapters(self, out: Path) -> None:
-        """adapters/<row>: the policy and the reward model of the rows that the plan names."""
+        """adapters/<row>: policy and reward model of the rows that the plan names, in float16."""
         for row in (row for row in self.plan.rows if row.kind in LEARNED_KINDS):
             policy = self.work / self.folder(row) / "policy"
-            if row.name not in self.settings["adapters"] or not policy.is_dir():
+            named = {row.name, row.id} & set(self.settings["adapters"])
+            if not named or not policy.is_dir():
                 continue
             folders = {"policy": policy}
             if row.kind == "ppo-learned":
@@ -297,6 +303,9 @@ class Preferences:
                     refuse_link(place)
                 ignored = shutil.ignore_patterns(*NOT_KEPT)
                 shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
+                for path in target.glob("*.safetensors"):  # half as large, and as good
+                    halves = {name: value.half() for name, value in read_tensors(path).items()}
+                    save_file(halves, path)
 
 
 def shared(plan: Plan) -> dict[str, Any]:

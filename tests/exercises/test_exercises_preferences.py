@@ -103,7 +103,8 @@ MISTAKES = [
     (checks.check_last_state, "seen.sum", lambda hidden, seen: hidden.sum(1)),
 
     (checks.check_best_of_n, "did you forget `return`", lambda *given: None),
-    (checks.check_best_of_n, "for each prompt", lambda proxy, gold: gold_by_sorting(proxy, gold).mean()),
+    (checks.check_best_of_n, "for each prompt",
+     lambda proxy, gold: gold_by_sorting(proxy, gold).mean()),
     (checks.check_best_of_n, "no project has", lambda proxy, gold: gold.max(1).values),
     (checks.check_best_of_n, "of its own choice", lambda proxy, gold: proxy.max(1).values),
     (checks.check_best_of_n, "the places", lambda proxy, gold: proxy.argmax(1)),
