@@ -42,9 +42,9 @@ def study(plan, out, only, first) -> None:
 def preferences(plan, out, only, models_only) -> None:
     """Pairs, annotator, reward models by size and seed, PPO and DPO against them.
 
-    Leaves preferences.jsonl, reward_model.json, overoptimisation.csv, table.csv, rows/ and the
-    adapters that the plan names. What was stopped goes on where it was: texts by the batch,
-    reward models and PPO from their checkpoints, finished models and rows are kept.
+    Leaves preferences.jsonl, reward_model.json, best_of_n.csv, overoptimisation.csv, table.csv,
+    rows/ and the adapters that the plan names. What was stopped goes on where it was: texts by
+    the batch, reward models and PPO from their checkpoints, finished models and rows are kept.
     """
     from rlhf_helpers.config.checks import wrong
     from rlhf_helpers.config.paths import resolve_run_dir
@@ -64,6 +64,7 @@ def preferences(plan, out, only, models_only) -> None:
         bench = Bench(loaded)
         bench.preferences.write_pairs(folder)
         print(printable(str(bench.preferences.make_reward_models(folder))), flush=True)
+        bench.preferences.write_best_of_pool(folder)
         if models_only:
             return
         run_study(loaded, folder, rows, bench)

@@ -24,19 +24,23 @@ from rlhf_helpers.algorithms.preferences import accuracy_ceiling
 from rlhf_helpers.config.checks import ConfigError, closest
 from rlhf_helpers.evaluation.before_after import paired_bootstrap
 from rlhf_helpers.evaluation.sampling import EvalPrompt
+from rlhf_helpers.making.kept_texts import pooled_states
 from rlhf_helpers.making.reward_model import RewardModelConfig, train_reward_model
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.rewards.annotator import Gold, annotate
-from rlhf_helpers.rewards.learned import LearnedReward
+from rlhf_helpers.rewards.learned import LearnedReward, token_rows
 from rlhf_helpers.rewards.preferences import Candidates, Pair, pair_line
 from rlhf_helpers.runs.files import atomic_write_json, read_json, refuse_link, write_jsonl
 from rlhf_helpers.runs.tensors import read_tensors
 from rlhf_helpers.training.semantics import semantics_of
 
 from .baselines import draw_candidates
+from .best_of_pool import COLUMNS, pool_rows
 from .dpo import ResponseTexts
 from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, Plan, Row
+from .written import write_csv
 
+POOL_SIZES = [2**k for k in range(11)]  # of best_of_n.csv
 SPARE = 0.02  # more prompts than pairs: two texts may come out equal, or one empty
 # Of a policy or reward model, what is left out of what is kept: the base model has the tokenizer.
 NOT_KEPT = (
@@ -286,6 +290,33 @@ class Preferences:
         if not wanted:
             atomic_write_json(path, {**about, "models": models})
         return path
+
+    def write_best_of_pool(self, out: Path) -> None:
+        """best_of_n.csv: for each reward model, proxy and gold of the best of n unseen texts."""
+        pairs = [*self.pairs, *self.heldout]
+        texts = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
+        values = np.array([self._values[text] for text in texts])
+        gold = values if self.settings["fluency_weight"] else 1 / (1 + np.exp(-values))
+        lines = []
+        for n in self.settings["sizes"]:
+            for seed in self.settings["seeds"]:
+                learned = self.reward_model(n, seed)
+                scores = self._standardised(learned, ["".join(text) for text in texts])
+                seen = {p.prompt for p in self.some(n, seed)}
+                unseen = np.array([prompt not in seen for prompt, _ in texts])
+                lines += pool_rows(scores[unseen], gold[unseen], POOL_SIZES, pairs=n, seed=seed,
+                                   gold_name=self.gold.name)  # fmt: skip
+        write_csv(out / "best_of_n.csv", COLUMNS, lines)
+
+    def _standardised(self, learned: LearnedReward, texts: list[str]) -> np.ndarray:
+        """The scores of texts of the untuned policy, from their kept states where those serve."""
+        config = self.reward_model_config(0, Path("."))
+        if config.num_layers_unfrozen != 0:
+            return learned.standardised(texts)
+        rows = token_rows(self.untuned.tokenizer, texts, config.max_tokens)
+        states = pooled_states(self.untuned, rows, config.pooling, Path(config.states_file or ""))
+        scores = (states @ learned.head.T).squeeze(1).cpu().double().numpy()
+        return (scores - learned.about["mean"]) / learned.about["std"]
 
     def keep_adapters(self, out: Path) -> None:
         """adapters/<row>: policy and reward model of the rows that the plan names, in float16."""
