@@ -282,7 +282,8 @@ class Training:
         policy, config = self.model.policy, self.config
         about = self.report()
         with written_together(self.directory) as temporary:
-            save_adapter(policy.base, temporary, config.policy.model.model_path)
+            if not self.model.head_alone:
+                save_adapter(policy.base, temporary, config.policy.model.model_path)
             head = {"weight": self.model.head.weight.detach().float().cpu().contiguous()}
             save_file(head, temporary / HEAD)
             policy.tokenizer.save_pretrained(temporary)
@@ -298,6 +299,7 @@ class Training:
         scores = torch.cat([chosen, rejected])
         about = {
             "base_model": config.policy.model.model_path,
+            "lora": not self.model.head_alone,
             "dtype": str(self.model.policy.base.dtype).removeprefix("torch."),
             "pooling": config.pooling,
             "max_tokens": config.max_tokens,

@@ -2,9 +2,10 @@
 
     reward_fn = load_reward_model("runs/reward_model")
 
-The files are those that making/reward_model.py writes: LoRA in peft's format, the scalar head, the
-tokenizer and reward_model.json. A language model reads each whole sample once; its state at the
-last token (or the mean over tokens) times the head is the score.
+The files are those that making/reward_model.py writes: LoRA in peft's format (but where the head
+alone has learned), the scalar head, the tokenizer and reward_model.json. A language model reads
+each whole sample once; its state at the last token (or the mean over tokens) times the head is the
+score.
 
 Shapes: B texts, N tokens, h hidden width.
 """
@@ -84,10 +85,11 @@ class LearnedReward:
         path = model_path(self.about["base_model"])
         dtype = getattr(torch, self.about["dtype"])
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-        adapter = read_json(
-            self.directory / "adapter_config.json", {"lora_alpha": NUMBER, "r": NUMBER}
-        )
-        merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
+        if self.about.get("lora", True):  # else the head alone has learned
+            adapter = read_json(
+                self.directory / "adapter_config.json", {"lora_alpha": NUMBER, "r": NUMBER}
+            )
+            merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
         self.model = model.to(device).eval().requires_grad_(False)
         self.head = read_tensors(self.directory / HEAD)["weight"].float().to(device)  # [1, h]
         own = (self.directory / "tokenizer_config.json").exists()  # else the base model's

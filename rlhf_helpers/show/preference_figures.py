@@ -29,6 +29,12 @@ def read_courses(path: str | Path) -> list[dict[str, Any]]:
     return read_table(path, COURSE)
 
 
+def read_best_of_n(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of best_of_n.csv; UnreadableFileError where it is no such file."""
+    fields = dict.fromkeys(("pairs", "seed", "n", "kl", "proxy", "gold"), NUMBER)
+    return read_table(path, {**fields, "gold_name": TEXT})
+
+
 @projected
 def accuracy_plot(models: Sequence[Mapping[str, Any]], ceiling: float) -> Figure:
     """Accuracy on held-out pairs against the number of pairs: a mark each model, a line of means.
@@ -54,22 +60,25 @@ def accuracy_plot(models: Sequence[Mapping[str, Any]], ceiling: float) -> Figure
 
 
 @projected
-def parting_plot(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Figure:
-    """Proxy and gold against KL: a line for each seed of the named rows, which are PPO's courses.
+def parting_plot(
+    rows: Sequence[Mapping[str, Any]], labels: Mapping[Any, str], by: str = "pairs"
+) -> Figure:
+    """Proxy and gold against KL: a line for each seed of each group of rows.
 
-    `names` maps a row's name in the file to what the legend calls it.
+    `labels` maps a value of the field `by` to what the legend calls its group. A line goes from
+    step to step where rows have one (PPO), else from KL to KL (best of n).
     """
     figure = new_figure(height=3.8)
     proxy, gold = figure.subplots(1, 2)
-    for (name, label), colour in zip(names.items(), (RED, BLUE, GREEN, ORANGE), strict=False):
-        own = [row for row in rows if row["name"] == name]
+    for (value, label), colour in zip(labels.items(), (RED, ORANGE, BLUE, GREEN), strict=False):
+        own = [row for row in rows if row[by] == value]
         for i, seed in enumerate(sorted({row["seed"] for row in own})):
-            course = sorted((r for r in own if r["seed"] == seed), key=lambda r: r["step"])
+            course = sorted((r for r in own if r["seed"] == seed), key=_place)
             kl = [max(row["kl"], 0.0) for row in course]
             looks = {"color": colour, "marker": ".", "linestyle": SEED_STYLES[i % 4]}
             for ax, field in ((proxy, "proxy"), (gold, "gold")):
                 ax.plot(kl, [row[field] for row in course], **looks, label=None if i else label)
-    gold_name = rows[0]["gold_name"]
+    gold_name = str(rows[0]["gold_name"])
     unit = "P(positive)" if gold_name == "sentiment" else f"{gold_name} (standard deviations)"
     proxy.set(title="What the reward model says", ylabel="proxy (standard deviations)")
     gold.set(title="What was wanted", ylabel=f"gold: {unit}")
@@ -78,6 +87,11 @@ def parting_plot(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) ->
         ax.set_xlim(left=0)
     figure.legend(*proxy.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _place(row: Mapping[str, Any]) -> float:
+    step = row.get("step")
+    return row["kl"] if step is None else step
 
 
 @projected

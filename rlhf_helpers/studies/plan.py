@@ -105,7 +105,7 @@ _PREFERENCE_CHECKS = {
     "temperature": number(0.0, 1000.0), "random_share": number(0.0, 1.0),  # of the answers
     "sizes": _numbers, "seeds": _numbers,  # reward models to make beside those of rows
     "reward_model": mapping,  # fields of RewardModelConfig
-    "adapters": text_list,  # names or ids of rows whose policy and reward model are kept
+    "adapters": text_list,  # what is kept: names or ids of rows, reward models such as 64-s1000
 }  # fmt: skip
 # What says which reward models are made and kept, but not what they are.
 NOT_THE_PREFERENCES = ("sizes", "seeds", "adapters")

@@ -319,7 +319,13 @@ class Preferences:
         return (scores - learned.about["mean"]) / learned.about["std"]
 
     def keep_adapters(self, out: Path) -> None:
-        """adapters/<row>: policy and reward model of the rows that the plan names, in float16."""
+        """What the plan names, in float16: adapters/<row>, policy and reward model of a row, and
+        reward_models/<pairs>-s<seed>.
+        """  # fmt: skip
+        for n in self.settings["sizes"]:
+            for seed in self.settings["seeds"]:
+                if f"{n}-s{seed}" in self.settings["adapters"]:
+                    _keep(self.reward_model_dir(n, seed), out / "reward_models" / f"{n}-s{seed}")
         for row in (row for row in self.plan.rows if row.kind in LEARNED_KINDS):
             policy = self.work / self.folder(row) / "policy"
             named = {row.name, row.id} & set(self.settings["adapters"])
@@ -329,14 +335,18 @@ class Preferences:
             if row.kind == "ppo-learned":
                 folders["reward_model"] = self.reward_model_dir(row.options["pairs"], row.seed)
             for name, source in folders.items():
-                target = out / "adapters" / row.id / name
-                for place in (out / "adapters", target.parent, target):
-                    refuse_link(place)
-                ignored = shutil.ignore_patterns(*NOT_KEPT)
-                shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
-                for path in target.glob("*.safetensors"):  # half as large, and as good
-                    halves = {name: value.half() for name, value in read_tensors(path).items()}
-                    save_file(halves, path)
+                _keep(source, out / "adapters" / row.id / name)
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copy what is read of a policy or a reward model, its numbers in float16."""
+    for place in (target.parent.parent, target.parent, target):
+        refuse_link(place)
+    ignored = shutil.ignore_patterns(*NOT_KEPT)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
+    for path in target.glob("*.safetensors"):  # half as large, and as good
+        halves = {name: value.half() for name, value in read_tensors(path).items()}
+        save_file(halves, path)
 
 
 def shared(plan: Plan) -> dict[str, Any]:

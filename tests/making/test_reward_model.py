@@ -307,8 +307,9 @@ def test_the_head_alone_learns_on_states_of_the_base_model(tmp_path):
         states = base.get_decoder()(input_ids=ids).last_hidden_state.mean(1)
     score = (states @ reward_fn.head.T).item()
     assert reward_fn.scores(["policy feedback"]) == pytest.approx([score], abs=1e-4)
-    adapter = json.loads((tmp_path / "rm" / "reward_model.json").read_text())
-    assert adapter["identity"]["num_layers_unfrozen"] == 0
+    about = json.loads((tmp_path / "rm" / "reward_model.json").read_text())
+    assert about["identity"]["num_layers_unfrozen"] == 0 and about["lora"] is False
+    assert not list((tmp_path / "rm").glob("adapter*"))
 
 
 def test_states_of_texts_are_computed_once_and_change_no_number(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from rlhf_helpers.show.preference_figures import (
     accuracy_plot,
     parting_plot,
     price_plot,
+    read_best_of_n,
     read_courses,
 )
 
@@ -35,7 +36,7 @@ def test_a_file_of_courses_is_read_and_another_refused(rows, tmp_path):
 
 
 def test_each_seed_is_a_line_in_order_of_steps_in_both_panels(rows):
-    proxy, gold = parting_plot(rows, {"PPO, 64": "few", "PPO, 4,096": "many"}).axes
+    proxy, gold = parting_plot(rows, {"PPO, 64": "few", "PPO, 4,096": "many"}, "name").axes
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in proxy.get_lines()]
     assert lines == [([0, 3.5], [0.1, 1.25]), ([4.5], [1.5]), ([3], [2])]
     assert [list(line.get_ydata()) for line in gold.get_lines()] == [[0.45, 0.5], [0.6], [0.7]]
@@ -49,8 +50,20 @@ def test_each_seed_is_a_line_in_order_of_steps_in_both_panels(rows):
 def test_the_second_gold_is_named_with_its_unit(rows):
     for row in rows:
         row["gold_name"] = "sentiment and fluency"
-    _, gold = parting_plot(rows, {"PPO, 64": "few"}).axes
+    _, gold = parting_plot(rows, {"PPO, 64": "few"}, "name").axes
     assert gold.get_ylabel() == "gold: sentiment and fluency (standard deviations)"
+
+
+def test_best_of_n_is_read_and_its_lines_go_from_kl_to_kl(tmp_path):
+    path = tmp_path / "best_of_n.csv"
+    path.write_text(
+        "pairs,seed,n,kl,proxy,gold_name,gold,pool\n"
+        "64,1,2,0.19,0.4,sentiment,0.5,90\n64,1,1,0,0,sentiment,0.45,90\n"
+    )
+    proxy, gold = parting_plot(read_best_of_n(path), {64: "few"}).axes
+    (line,) = proxy.get_lines()
+    assert list(line.get_xdata()) == [0, 0.19] and list(line.get_ydata()) == [0, 0.4]
+    assert list(gold.get_lines()[0].get_ydata()) == [0.45, 0.5]
 
 
 def test_the_price_is_a_mark_for_each_seed(rows):
