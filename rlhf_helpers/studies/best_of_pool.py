@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 from .baselines import best_of_n_kl
 
-COLUMNS = ("pairs", "seed", "n", "kl", "proxy", "gold_name", "gold", "pool")
+COLUMNS = (
+    "pairs", "seed", "n", "kl", "proxy", "gold_name", "gold", "gold_low", "gold_high", "pool",
+)  # fmt: skip
+DRAWS = 400  # of the bootstrap
 
 Numbers = npt.NDArray[np.float64]
 
@@ -44,13 +47,31 @@ def _best_weights(size: int, n: int) -> Numbers:
 def pool_rows(
     proxy: npt.ArrayLike, gold: npt.ArrayLike, sizes: Sequence[int], **fields: object
 ) -> list[dict[str, object]]:
-    """A line for each n of `sizes` that the pool is large enough for, `fields` beside it."""
+    """A line for each n of `sizes` that the pool is large enough for, `fields` beside it.
+
+    Two texts of one prompt stand together, [2 P]. gold_low and gold_high: 95 % interval, bootstrap
+    over prompts.
+    """
     pool = len(np.asarray(proxy))
+    sizes = [n for n in sizes if 8 * n <= pool]  # less is fewer than eight draws: noise
+    low, high = np.percentile(_resampled_gold(proxy, gold, sizes), [2.5, 97.5], axis=0)
     lines = []
-    for n in sizes:
-        if 8 * n > pool:  # fewer than eight draws that share no text: noise
-            break
+    for i, n in enumerate(sizes):
         best = best_of_pool(proxy, gold, n)
-        lines.append({**fields, "n": n, "kl": best_of_n_kl(n), "proxy": best[0], "gold": best[1],
-                      "pool": pool})  # fmt: skip
+        lines.append({
+            **fields, "n": n, "kl": best_of_n_kl(n), "proxy": best[0], "gold": best[1],
+            "gold_low": float(low[i]), "gold_high": float(high[i]), "pool": pool,
+        })  # fmt: skip
     return lines
+
+
+def _resampled_gold(proxy: npt.ArrayLike, gold: npt.ArrayLike, sizes: Sequence[int]) -> Numbers:
+    """Gold of the best of each n in pools of prompts drawn with replacement, [DRAWS, sizes]."""
+    proxy, gold = np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    weights = np.array([_best_weights(len(proxy), n) for n in sizes])  # [sizes, N]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        prompts = rng.integers(len(proxy) // 2, size=len(proxy) // 2)
+        texts = np.concatenate([2 * prompts, 2 * prompts + 1])
+        found.append(weights @ gold[texts[np.argsort(proxy[texts], kind="stable")]])
+    return np.array(found)

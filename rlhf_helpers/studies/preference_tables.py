@@ -16,7 +16,9 @@ FOLDERS = {"preferences": "", "preferences_fluency": "fluency", "preferences_lor
 
 
 def kept_folder(name: str) -> Path:
-    """Where the results of a plan of preferences are kept."""
+    """Where the results of a plan of preferences are kept; of one's own plan figures/study/."""
+    if name not in FOLDERS:
+        return repo_root() / "figures" / "study" / name
     return repo_root() / "figures" / "reference_runs" / "preferences" / FOLDERS[name]
 
 

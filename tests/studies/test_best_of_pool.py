@@ -32,6 +32,16 @@ def test_lines_end_where_the_pool_is_too_small_and_carry_what_is_beside():
     assert proxies == sorted(proxies)
 
 
+def test_the_interval_is_that_of_a_mean_over_prompts_where_n_is_one():
+    """Two texts of a prompt with the same gold are one observation."""
+    gold = np.repeat(np.random.default_rng(1).normal(size=400), 2)
+    (row,) = pool_rows(np.arange(800), gold, [1])
+    half = 1.96 * gold.std() / np.sqrt(400)
+    assert row["gold"] == pytest.approx(gold.mean())
+    assert row["gold_high"] - row["gold"] == pytest.approx(half, rel=0.15)
+    assert row["gold"] - row["gold_low"] == pytest.approx(half, rel=0.15)
+
+
 def test_a_large_pool_is_no_trouble():
     proxy = np.arange(20_000.0)
     best, gold = best_of_pool(proxy, proxy, 1024)
