@@ -168,3 +168,21 @@ def test_what_is_said_of_ppo_holds():
         assert row["row"]["seed"] == seed and row["row"]["options"]["pairs"] == 1024
         assert row["settings"]["method"]["semantics"] == "corrected"
         assert change["mean"] > 0.25 and f"{row['evaluation']['judge_after']:.2f}" == "0.80"
+
+
+def test_what_is_said_of_dpo_beside_ppo_holds():
+    (ppo,), (dpo,) = ([r for r in tables.kept_rows("preferences") if r["row"]["kind"] == kind]
+                      for kind in ("ppo-learned", "dpo"))  # fmt: skip
+    (lora,) = tables.kept_rows("preferences_lora")
+    assert ppo["row"]["seed"] == dpo["row"]["seed"] == 1002  # the same draw of pairs
+    options = {"pairs": 1024, "beta": 0.1, "steps": 96, "batch_size": 32, "learning_rate": 1e-3}
+    assert dpo["row"]["options"] == options
+    change, evaluation = dpo["gold_difference"], dpo["evaluation"]
+    assert f"{dpo['gold_after']:.3f}" == "0.837"
+    assert [f"{change[k]:.2f}" for k in ("mean", "low", "high")] == ["0.37", "0.34", "0.41"]
+    assert f"{evaluation['kl_per_sequence']:.1f}" == "12.8"
+    perplexities = [row["evaluation"]["perplexity_after"] for row in (dpo, ppo, lora)]
+    assert [round(p) for p in perplexities] == [143, 105, 78]
+    assert round(evaluation["perplexity_before"]) == 74
+    verdicts = [row["evaluation"]["verdict"] for row in (dpo, ppo, lora)]
+    assert verdicts == ["gamed", "improved", "improved"]
