@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
 import click
+
+from rlhf_helpers.progress import printable
 
 # Name -> where its function is, and what it does. It is imported when it is called: a line of
 # help must not wait for torch.
@@ -25,6 +28,7 @@ COMMANDS = {
     "bench": ("lab.commands:bench", "measure one PPO iteration"),
     "memory": ("lab.commands:memory", "predict, and measure, the memory of a run"),
     "pretrain": ("making.commands:pretrain", "make the shipped policy tiny-opt-imdb again"),
+    "fine-tune": ("making.commands:fine_tune", "teach a model to write reviews, before PPO"),
     "train-reward": ("making.commands:train_reward", "train the sentiment reward model again"),
     "train-judge": ("making.commands:train_judge", "train the independent judge again"),
 }
@@ -91,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as end:  # after --help
         return end.exit_code
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        print(printable(said.getvalue()), file=sys.stderr, end="")  # it repeats what was given
         return error.exit_code
     except (KeyboardInterrupt, Exception) as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else exit_code(error)

@@ -14,8 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_helpers.config.checks import shown
 from rlhf_helpers.progress import Progress
 
+from .adapters import base_of
 from .assets import AssetError, file_sha256, find_asset, sums_hold, write_sums
 
 if TYPE_CHECKING:
@@ -25,9 +27,16 @@ if TYPE_CHECKING:
 def model_path(name: str) -> Path:
     """The directory of a model asset, for `from_pretrained`; a GGUF file's is made on first use.
 
-    Raises AssetError where the asset is missing or damaged, or where a GGUF cannot be read.
+    Of an adapter it is that of its base model (adapters.py). Raises AssetError where the asset is
+    missing or damaged, or where a GGUF cannot be read.
     """
     path = find_asset(name).path
+    base = base_of(path)
+    if base is not None:
+        path = find_asset(base).path
+        if base_of(path) is not None:
+            raise AssetError(f"{shown(name)} is an adapter of {shown(base)}, which is one itself: "
+                             "merge that one first (train(..., merge=True) does).")  # fmt: skip
     return expanded(path) if path.suffix == ".gguf" else path
 
 

@@ -152,13 +152,15 @@ def response_logprobs(policy: Policy, samples: Sequence[Sample]) -> tuple[Tensor
         rows.append(F.pad(row, (left, right), value=pad))
         masks.append(F.pad(torch.ones(len(row), dtype=torch.long), (left, right)))
         responses.append(F.pad(torch.ones(len(s.output_ids)), (0, right)))
-    was_active = policy.lora_dropout_active
+    was_active, temperature = policy.lora_dropout_active, policy.temperature
     policy.set_dropout(active=False)
+    policy.temperature = 1.0  # a trainer's policy has that of its run
     try:
         tokens, mask = torch.stack(rows).to(policy.device), torch.stack(masks).to(policy.device)
         scored = policy.score(tokens, mask, start=width - 1)
     finally:
         policy.set_dropout(was_active)
+        policy.temperature = temperature
     return scored.logprobs, scored.ref_logprobs, torch.stack(responses).to(policy.device)
 
 

@@ -9,6 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "fine_tune": ["FineTuneConfig"],
         "pretrain": ["PretrainConfig"],
         "reward_model": ["RewardModelConfig", "train_reward_model"],
     },

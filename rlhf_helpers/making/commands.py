@@ -52,6 +52,26 @@ def train_judge(out, seed) -> None:
     print("against:", ", ".join(against), "\nfor:    ", ", ".join(in_favour))
 
 
+@click.command("fine-tune")
+@click.option("--profile", default="smollm2", help="Whose model it is.")
+@click.option("--out", default="runs/fine_tune", help="Where the adapter goes.")
+@click.option("--steps", type=int, help="Optimizer steps.", show_default="600")
+@click.option("--seed", type=int, default=0)
+def fine_tune(profile, out, steps, seed) -> None:
+    """Teach a profile's model to write reviews, before PPO: an adapter, its figures, its card."""
+    from rlhf_helpers.config.paths import resolve_run_dir
+    from rlhf_helpers.config.profiles import load_profile
+
+    from .fine_tune import FineTuneConfig
+    from .fine_tune import fine_tune as make
+
+    config = FineTuneConfig(seed=seed, **_given(steps=steps))
+    out_dir = resolve_run_dir(out)
+    metrics = make(out_dir, load_profile(profile).config, config)
+    before, after = (metrics[when]["bits_per_byte"] for when in ("before", "after"))
+    print(f"{before:.3f} -> {after:.3f} bits per byte; use it with --set assets.policy={out_dir}")
+
+
 def _given(**options) -> dict:
     """The options that were given; what they go to has a default for the others."""
     return {name: value for name, value in options.items() if value is not None}

@@ -22,17 +22,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from rlhf_helpers.config.checks import ConfigError, integer, optional
+from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rlhf_helpers.data.assets import find_asset, write_sums
 from rlhf_helpers.data.reviews import HELD_OUT_BUCKET, REWARD_BUCKETS, load_reviews
 from rlhf_helpers.models.peft_import import torchao_unseen
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.calibration import reliability
-from rlhf_helpers.rewards.reward import ADAPTER_WEIGHTS, ENCODER, LABELS, load_classifier
+from rlhf_helpers.rewards.reward import ENCODER, LABELS, load_classifier
 from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text, writing_to
 
 from .checkpoints import opened, read_checkpoint, save_checkpoint
 
-OWN_FILES = (ADAPTER_WEIGHTS, "adapter_config.json", "metrics.json", "README.md", "SHA256SUMS")
+OWN_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, "metrics.json", "README.md", "SHA256SUMS")
 
 
 @dataclass(frozen=True)

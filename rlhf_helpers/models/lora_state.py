@@ -21,10 +21,9 @@ from torch import nn
 
 from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.reading import NUMBER, read_json
+from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rlhf_helpers.runs.tensors import read_tensors
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _SETTINGS = {"lora_alpha": NUMBER}
 
 

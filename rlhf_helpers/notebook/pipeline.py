@@ -151,7 +151,7 @@ def _run_notebook(
             _execute(path, run.notebooks / path.name, parameters, watch)
     except Exception as error:
         status, problem = FAILED, failure_sentence(path.name, error, watch)
-    if watch.interrupted_at is not None:
+    if watch.interrupts:
         status, problem = INTERRUPTED, f"{path.name} was interrupted{watch.where()}."
     seconds = time.monotonic() - started
     more = {"error": problem} if problem else {}

@@ -22,7 +22,6 @@ from .reading import read_notebook
 
 SAMPLE_SECONDS = 0.25
 QUIET_SECONDS = 10.0  # after which a line says that the notebook still runs
-SAVING_SECONDS = 15.0  # that a notebook has to save its work when the run is interrupted
 INDENT = "    "
 
 
@@ -118,7 +117,7 @@ class NotebookWatch:
         self.cells = cells
         self.out = out or sys.stdout
         self.peak_rss_bytes = 0
-        self.interrupted_at: float | None = None
+        self.interrupts = 0
         self.cell_number: int | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -147,7 +146,7 @@ class NotebookWatch:
     def cell_started(self, cell: dict, cell_index: int) -> None:
         """nbclient's hook: remember where the execution stands."""
         self.cell_number = self.cells.of_executed(cell_index)
-        if self.interrupted_at is not None:  # the interrupted cell has saved and ended well
+        if self.interrupts:  # the interrupted cell has saved and ended well
             end_processes(self._kernels(), seconds=0)
 
     def where(self) -> str:
@@ -157,13 +156,14 @@ class NotebookWatch:
     def interrupt(self) -> None:
         """Interrupt the running cell as Jupyter's stop button does, so that it can save.
 
-        The kernel is ended when that cell is through, after 15 s, or at the second call.
+        Training answers the first two, which people press by mistake as one, by finishing its
+        step (training/interrupts.py). The kernel is ended when that cell is through, or at the
+        third call.
         """
-        if self.interrupted_at is not None or self.cell_number is None:
-            self.interrupted_at = time.monotonic()
+        self.interrupts += 1
+        if self.interrupts > 2 or self.cell_number is None:
             end_processes(self._kernels(), seconds=0)
             return
-        self.interrupted_at = time.monotonic()
         for process in self._kernels():
             process.send_signal(signal.SIGINT)
 
@@ -198,10 +198,7 @@ class NotebookWatch:
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
             self.peak_rss_bytes = max(self.peak_rss_bytes, resident_bytes(self._new_children()))
-            now = time.monotonic()
-            if self.interrupted_at is not None and now - self.interrupted_at > SAVING_SECONDS:
-                end_processes(self._kernels(), seconds=0)
-            if now - self._last_output > QUIET_SECONDS:
+            if time.monotonic() - self._last_output > QUIET_SECONDS:
                 self._say_alive()
 
     def _say_alive(self) -> None:

@@ -26,10 +26,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_helpers.config.checks import ConfigError, shown
 from rlhf_helpers.config.reading import COUNT, NUMBER, TEXT, read_json, unreadable
+from rlhf_helpers.data.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    LORA,
+    base_of,
+    merge_adapter,
+)
+from rlhf_helpers.data.assets import find_asset
 from rlhf_helpers.data.gguf import model_path
 from rlhf_helpers.runs.tensors import read_tensors
-
-from .reward import ADAPTER_WEIGHTS, merge_adapter
 
 SETTINGS = "reward_model.json"
 HEAD = "reward_head.safetensors"
@@ -85,10 +91,13 @@ class LearnedReward:
         path = model_path(self.about["base_model"])
         dtype = getattr(torch, self.about["dtype"])
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-        if self.about.get("lora", True):  # else the head alone has learned
-            adapter = read_json(
-                self.directory / "adapter_config.json", {"lora_alpha": NUMBER, "r": NUMBER}
+        if base_of(find_asset(self.about["base_model"]).path) is not None:
+            raise ConfigError(
+                f"{self.directory / SETTINGS} names {shown(self.about['base_model'])}, which is an "
+                "adapter itself: train the reward model on the plain model that merge=True writes."
             )
+        if self.about.get("lora", True):  # else the head alone has learned
+            adapter = read_json(self.directory / ADAPTER_CONFIG, LORA)
             merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
         self.model = model.to(device).eval().requires_grad_(False)
         self.head = read_tensors(self.directory / HEAD)["weight"].float().to(device)  # [1, h]

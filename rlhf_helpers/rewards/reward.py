@@ -20,7 +20,8 @@ import transformers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from rlhf_helpers.config.checks import Sentence, shown
-from rlhf_helpers.config.reading import NUMBER, read_json
+from rlhf_helpers.config.reading import read_json
+from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, merge_adapter
 from rlhf_helpers.data.assets import asset_loaded, find_asset
 from rlhf_helpers.runs.tensors import read_tensors
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import TextClassificationPipeline
 
 ENCODER = "all-minilm-l6-v2"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LABELS = {0: "NEGATIVE", 1: "POSITIVE"}
 
 # Errors that a second call with the same samples would only repeat.
@@ -68,29 +68,10 @@ def load_classifier(encoder: str | Path, adapter: str | Path) -> BertForSequence
     encoder_weights = read_tensors(Path(encoder) / "model.safetensors")
     encoder_weights.pop("embeddings.position_ids", None)  # a buffer that newer versions compute
     model.bert.load_state_dict(encoder_weights)
-    settings = read_json(Path(adapter) / "adapter_config.json", {"lora_alpha": NUMBER, "r": NUMBER})
+    settings = read_json(Path(adapter) / ADAPTER_CONFIG, LORA)
     with asset_loaded(str(adapter), "reward adapter"):
         merge_adapter(model, read_tensors(Path(adapter) / ADAPTER_WEIGHTS), settings)
     return model
-
-
-@torch.no_grad()
-def merge_adapter(
-    model: torch.nn.Module, adapter: dict[str, torch.Tensor], settings: dict[str, Any]
-) -> None:
-    """Add a peft LoRA adapter's matrices to the weights of `model`, in place."""
-    scale = settings["lora_alpha"] / settings["r"]
-    parameters = dict(model.named_parameters())
-    for name, value in adapter.items():
-        target = name.removeprefix("base_model.model.")
-        if target.endswith(".lora_B.weight"):
-            lora_a = adapter[name.replace(".lora_B.", ".lora_A.")].float()  # [r, in]
-            weight = parameters[target.replace(".lora_B.weight", ".weight")]
-            delta = value.float() @ lora_a  # [out, in]
-            # GPT-2's Conv1D keeps its weight as [in, out].
-            weight.add_(delta.T if settings.get("fan_in_fan_out") else delta, alpha=scale)
-        elif not target.endswith(".lora_A.weight"):
-            parameters[target].copy_(value)
 
 
 def sentiment_pipeline(

@@ -26,8 +26,8 @@ from rlhf_helpers.config.reading import read_json, read_jsonl
 __all__ = [
     "CannotWriteError", "KEPT", "MissingRunFileError", "RunDir", "append_jsonl",
     "atomic_write_json", "atomic_write_text", "fsync", "made_directory", "open_run", "read_json",
-    "read_jsonl", "reference_run_dir", "refuse_links", "remove", "write_jsonl", "writing_to",
-    "written_together",
+    "read_jsonl", "reference_run_dir", "refuse_links", "refuse_links_below", "remove",
+    "write_jsonl", "writing_to", "written_together",
 ]  # fmt: skip
 
 ON_WINDOWS = os.name == "nt"
@@ -197,13 +197,15 @@ def append_jsonl(path: str | Path, record: dict) -> None:
 def open_to_append(path: str | Path) -> TextIO:
     """A text file of ours, made where it is missing; CannotWriteError where a link is in the way.
 
-    A pipe, which would wait for a reader, is in the way as well.
+    So is a pipe, which would wait for a reader, and a file with a second name: a backup by hard
+    links would change with this one.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         handle = os.open(path, flags, 0o644)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
             os.close(handle)
             raise OSError(errno.ENXIO, "")
     except OSError as error:
@@ -212,6 +214,12 @@ def open_to_append(path: str | Path) -> TextIO:
         raise CannotWriteError(
             f"{path} is a pipe or a device: remove it, or choose another directory."
         ) from None
+    if found.st_nlink > 1:
+        os.close(handle)
+        raise CannotWriteError(
+            f"{path} has another name elsewhere (a hard link), which would change with it: put a "
+            "copy in its place, then start again."
+        )
     return os.fdopen(handle, "a", encoding="utf-8")
 
 
@@ -310,14 +318,19 @@ def refuse_links(directory: Path) -> None:
     """ConfigError for the first link, pipe or device among what a run writes to, at any depth."""
     with writing_to(directory, "try again"):
         for path in own_paths(directory):
-            refuse_link(path)
-            for inner in path.rglob("*") if path.is_dir() else [path]:
-                refuse_link(inner)
-                kind = inner.lstat().st_mode
-                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-                    raise ConfigError(
-                        f"{inner} is a pipe or a device: remove it, or choose another directory."
-                    )
+            refuse_links_below(path)
+
+
+def refuse_links_below(path: Path) -> None:
+    """ConfigError where `path`, or anything in it at any depth, is a link, a pipe or a device."""
+    refuse_link(path)
+    for inner in path.rglob("*") if path.is_dir() else [path]:
+        refuse_link(inner)
+        kind = inner.lstat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise ConfigError(
+                f"{inner} is a pipe or a device: remove it, or choose another directory."
+            )
 
 
 def reference_run_dir(profile: str) -> RunDir:

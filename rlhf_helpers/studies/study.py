@@ -34,6 +34,7 @@ from rlhf_helpers.runs.files import (
     atomic_write_json,
     made_directory,
     refuse_link,
+    refuse_links_below,
     write_jsonl,
     writing_to,
 )
@@ -163,7 +164,8 @@ class Bench:
         from rlhf_helpers.rewards.task import prompt_of, task_prompts, task_reward
 
         self.plan = plan
-        self.work = resolve_run_dir(f"runs/study/{plan.name}")
+        self.work = made_directory(resolve_run_dir(f"runs/study/{plan.name}"))
+        refuse_links_below(self.work)
         settings = plan.settings(plan.rows[0])
         words = settings.prompts["words"]
         reviews = load_reviews(settings.assets["data"])

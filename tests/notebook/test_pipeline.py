@@ -211,6 +211,44 @@ def test_no_kernel_outlives_an_interrupted_run(tmp_path, number):
         assert read_json(run_dir / "manifest.json")["notebooks"][0]["status"] == "interrupted"
 
 
+SAVES_WHEN_ITS_STEP_IS_DONE = """\
+import os, signal, time
+seen = []
+signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+open(run_dir + "/kernel.pid", "w").write(str(os.getpid()))
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    time.sleep(0.1)
+open(run_dir + "/saved.txt", "w").write(str(len(seen)))"""
+
+
+@pytest.mark.parametrize(("presses", "seconds", "saved"), [(2, 5, "2"), (3, 300, None)])
+def test_the_second_interrupt_lets_the_step_finish_and_the_third_does_not(
+    tmp_path, presses, seconds, saved
+):
+    """People press a key twice; training answers both, and saves when its step is done."""
+    folder, run_dir = tmp_path / "notebooks", tmp_path / "run"
+    cell = SAVES_WHEN_ITS_STEP_IS_DONE.format(seconds=seconds)
+    write_notebook(folder, "01_long.ipynb", cell, "open(run_dir + '/next.txt', 'w')")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", INTERRUPTED_RUN, str(run_dir), str(folder)]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    try:
+        kernel = psutil.Process(int(_wait_for_text(run_dir / "kernel.pid", process)))
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        stderr = process.communicate(timeout=60)[1]
+        kernel.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert "01_long.ipynb was interrupted in cell" in stderr
+    found = (run_dir / "saved.txt").read_text() if (run_dir / "saved.txt").exists() else None
+    assert found == saved
+    assert not (run_dir / "next.txt").exists()
+
+
 def _wait_for_text(path: Path, process: subprocess.Popen, seconds: float = 120) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:

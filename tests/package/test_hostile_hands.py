@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from touched import everything_in
 
+from rlhf_helpers.__main__ import main
 from rlhf_helpers.config.checks import ConfigError, has_too_many_entries, shown
 from rlhf_helpers.config.files import parse_yaml
 from rlhf_helpers.config.paths import repo_root
@@ -29,6 +30,7 @@ from rlhf_helpers.runs.files import (
     written_together,
 )
 from rlhf_helpers.studies.plan import load_plan
+from rlhf_helpers.studies.study import run_study
 from rlhf_helpers.training.api import train
 
 REFERENCE = repo_root() / "figures" / "reference_runs" / "cpu"
@@ -121,6 +123,37 @@ def test_a_plan_whose_file_name_is_no_name_is_refused(tmp_path, name):
 
 
 # --- links ---------------------------------------------------------------------------------------
+
+
+def test_a_line_is_not_added_to_a_file_that_has_another_name_elsewhere(tmp_path):
+    """A backup by hard links would change with the run."""
+    (tmp_path / "backup").write_text('{"step": 1}\n')
+    (tmp_path / "metrics.jsonl").hardlink_to(tmp_path / "backup")
+    with pytest.raises(CannotWriteError, match="metrics.jsonl has another name .*copy"):
+        append_jsonl(tmp_path / "metrics.jsonl", {"step": 2})
+    assert (tmp_path / "backup").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "words", [["\x1b[2Jtrain"], ["run", "--\x1b[2J"], ["study", "a", "\x1b]0;x"]]
+)
+def test_a_wrong_command_does_not_reach_the_terminal_as_it_came(capsys, words):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"\x1b" in said and said.count("\n") >= 3
+
+
+@pytest.mark.parametrize("inside", [".", "a-s1000", "before/0.jsonl", "a-s1000/policy/x"])
+def test_a_study_does_not_work_through_links(tmp_path, monkeypatch, inside):
+    monkeypatch.setattr("rlhf_helpers.studies.study.resolve_run_dir", lambda path: tmp_path / path)
+    plan = repo_root() / "figures" / "study" / "ablations.yml"
+    work = tmp_path / "runs" / "study" / "ablations" / inside
+    work.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "elsewhere").mkdir()
+    work.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is a link, and a run writes through none"):
+        run_study(load_plan(plan), tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_no_file_is_written_through_a_link(tmp_path):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from rlhf_helpers.data import assets
+from rlhf_helpers.data.adapters import ADAPTER_WEIGHTS, merge_adapter
 from rlhf_helpers.data.assets import ARTIFACTS, AssetError
 from rlhf_helpers.making import train_reward
 from rlhf_helpers.making.train_reward import RewardTrainConfig
@@ -268,7 +269,7 @@ def test_merging_by_hand():
         "base_model.model.0.lora_B.weight": torch.tensor([[2.0], [3.0]]),
         "base_model.model.1.bias": torch.tensor([7.0]),
     }
-    reward.merge_adapter(model, adapter, {"lora_alpha": 4, "r": 2})  # scale 2
+    merge_adapter(model, adapter, {"lora_alpha": 4, "r": 2})  # scale 2
     assert model[0].weight.tolist() == [[5.0, 2.0], [9.0, 4.0]]
     assert model[1].bias.tolist() == [7.0]
 
@@ -445,7 +446,7 @@ def test_training_resumes_to_the_same_bits(tiny_training, tmp_path, monkeypatch)
         train_reward.train_reward(parts, every_step)
     monkeypatch.setattr(train_reward, "train_step", step)
     metrics = train_reward.train_reward(parts, every_step)
-    weights = [(p / reward.ADAPTER_WEIGHTS).read_bytes() for p in (whole, parts)]
+    weights = [(p / ADAPTER_WEIGHTS).read_bytes() for p in (whole, parts)]
     assert weights[0] == weights[1]
     assert metrics["held_out_reviews"]["n"] == 8
     assert "sentiment-minilm" in (parts / "README.md").read_text()

@@ -439,3 +439,12 @@ def test_divergence_of_samples_equals_a_token_by_token_sum(policy):
         nll = -scored.ref_logprobs[0, first:].sum().item()
         assert cost["reference_nll"] == pytest.approx(nll, abs=1e-3)
         assert cost["kl_k3"] >= 0
+
+
+def test_divergence_is_the_same_from_a_trainer_and_from_the_disk(policy):
+    """A trainer's policy has the temperature of its run; the one that it saved has none."""
+    samples = sample(policy, eval_prompts([3, 4]), {"max_new_tokens": 8, "do_sample": True}, 12)
+    loaded = divergence(policy, samples)
+    policy.temperature = 0.5
+    assert divergence(policy, samples) == loaded
+    assert policy.temperature == 0.5
