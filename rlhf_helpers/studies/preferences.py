@@ -30,7 +30,13 @@ from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.rewards.annotator import Gold, annotate
 from rlhf_helpers.rewards.learned import LearnedReward, token_rows
 from rlhf_helpers.rewards.preferences import Candidates, Pair, pair_line
-from rlhf_helpers.runs.files import atomic_write_json, read_json, refuse_link, write_jsonl
+from rlhf_helpers.runs.files import (
+    atomic_write_json,
+    read_json,
+    refuse_link,
+    remove,
+    write_jsonl,
+)
 from rlhf_helpers.runs.tensors import read_tensors
 from rlhf_helpers.training.semantics import semantics_of
 
@@ -40,7 +46,8 @@ from .dpo import ResponseTexts
 from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, Plan, Row
 from .written import write_csv
 
-POOL_SIZES = [2**k for k in range(11)]  # of best_of_n.csv
+BEST_OF_N = "best_of_n.csv"
+POOL_SIZES = [2**k for k in range(11)]  # n in it
 SPARE = 0.02  # more prompts than pairs: two texts may come out equal, or one empty
 # Of a policy or reward model, what is left out of what is kept: the base model has the tokenizer.
 NOT_KEPT = (
@@ -281,6 +288,7 @@ class Preferences:
         for n, seed in wanted:
             name = f"{n}-s{seed}"
             if name not in models:
+                remove(out / BEST_OF_N)  # it was of the models before
                 learned = self.reward_model(n, seed)
                 fields = {k: learned.about[k] for k in MODEL_FIELDS if k in learned.about}
                 models[name] = {"seed": seed, **fields}
@@ -292,7 +300,12 @@ class Preferences:
         return path
 
     def write_best_of_pool(self, out: Path) -> None:
-        """best_of_n.csv: for each reward model, proxy and gold of the best of n unseen texts."""
+        """best_of_n.csv: for each reward model, proxy and gold of the best of n unseen texts.
+
+        One that is there is of these models: `make_reward_models` removes any other.
+        """
+        if (out / BEST_OF_N).exists():
+            return
         pairs = [*self.pairs, *self.heldout]
         texts = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
         values = np.array([self._values[text] for text in texts])
@@ -306,7 +319,7 @@ class Preferences:
                 unseen = np.array([prompt not in seen for prompt, _ in texts])
                 lines += pool_rows(scores[unseen], gold[unseen], POOL_SIZES, pairs=n, seed=seed,
                                    gold_name=self.gold.name)  # fmt: skip
-        write_csv(out / "best_of_n.csv", COLUMNS, lines)
+        write_csv(out / BEST_OF_N, COLUMNS, lines)
 
     def _standardised(self, learned: LearnedReward, texts: list[str]) -> np.ndarray:
         """The scores of texts of the untuned policy, from their kept states where those serve."""

@@ -188,6 +188,10 @@ def test_the_whole_chain_and_a_second_call_does_nothing(tmp_path, small_world, m
     kept = out / "adapters" / "ppo-learned-s1"
     check_kept(tmp_path, kept)
     assert (out / "adapters" / "dpo-s1000" / "policy").is_dir()
+    pool = table_of(out / "best_of_n.csv")
+    assert [(r["pairs"], r["n"]) for r in pool[:4]] == [("8", "1"), ("8", "2"), ("8", "4"),
+                                                        ("12", "1")]  # fmt: skip
+    assert int(pool[0]["pool"]) == 2 * (34 - 8)  # the texts of pairs that it has not seen
     # Again: every file as it was, no model trained, no row done.
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     monkeypatch.setattr(preferences, "train_reward_model", None)
