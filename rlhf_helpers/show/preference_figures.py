@@ -70,7 +70,7 @@ def parting_plot(
     """
     figure = new_figure(height=3.8)
     proxy, gold = figure.subplots(1, 2)
-    for (value, label), colour in zip(labels.items(), (RED, ORANGE, BLUE, GREEN), strict=False):
+    for (value, label), colour in zip(labels.items(), (RED, BLUE, GREEN, ORANGE), strict=False):
         own = [row for row in rows if row[by] == value]
         for i, seed in enumerate(sorted({row["seed"] for row in own})):
             course = sorted((r for r in own if r["seed"] == seed), key=_place)
@@ -79,9 +79,10 @@ def parting_plot(
             for ax, field in ((proxy, "proxy"), (gold, "gold")):
                 ax.plot(kl, [row[field] for row in course], **looks, label=None if i else label)
     gold_name = str(rows[0]["gold_name"])
-    unit = "P(positive)" if gold_name == "sentiment" else f"{gold_name} (standard deviations)"
+    unit = "P(positive)" if gold_name == "sentiment" else "standard deviations"
     proxy.set(title="What the reward model says", ylabel="proxy (standard deviations)")
-    gold.set(title="What was wanted", ylabel=f"gold: {unit}")
+    wanted = "What was wanted" if gold_name == "sentiment" else f"Wanted: {gold_name}"
+    gold.set(title=wanted, ylabel=f"gold: {unit}")
     for ax in (proxy, gold):
         ax.set_xlabel("KL to the reference (nats)")
         ax.set_xlim(left=0)
