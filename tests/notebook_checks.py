@@ -44,10 +44,12 @@ NOTEBOOKS = [
     "03_lora_parameter_inspection.ipynb",
     "04_ppo_run.ipynb",
     "05_before_after_evaluation.ipynb",
+    "06_preferences.ipynb",
 ]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
 EXERCISES = [
     "02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb", "05_exercises.ipynb",
+    "06_exercises.ipynb",
 ]
 MAX_BYTES = 1_000_000
 MOST_CELLS = {"04_ppo_run.ipynb": 45}
@@ -60,6 +62,10 @@ WRITTEN = {
     "03_lora_parameter_inspection.ipynb": {"LoRA", "lora_numbers"},
     "04_ppo_run.ipynb": {"reinforce", "gae", "clipped_loss", "ppo_loss"},
     "05_before_after_evaluation.ipynb": {"paired_interval", "distinct", "short_verdict"},
+    "06_preferences.ipynb": {
+        "preference_probability", "bradley_terry_loss", "mean_states", "dpo_loss",
+        "response_logprobs",
+    },
 }
 # Folded for JupyterLab, for Colab and nbformat, and for Jupyter Book.
 OUTPUT_FOLDED = ({"jupyter": {"outputs_hidden": True}, "collapsed": True}, "hide-output")
@@ -67,7 +73,7 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-    r"(?<![.\w])(?:sample|write_texts|assess|three_texts|reward_fn|score|try_it|examine|"
+    r"(?<![.\w])(?:sample|write_texts|mean_states|response_logprobs|assess|three_texts|reward_fn|score|try_it|examine|"
     r"available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )

@@ -16,6 +16,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_clipped_loss", "check_gae", "check_kl", "check_mask", "check_rewards",
             "check_rloo",
         ],
+        "preferences": [
+            "check_annotator", "check_best_of_n", "check_dpo", "check_last_state",
+            "check_reward_loss",
+        ],
         "sampling_and_lora": [
             "check_count", "check_gamed", "check_merge", "check_reward", "check_start",
             "check_temperature", "check_top_k",

@@ -6,6 +6,7 @@
 The reward model has the policy's own architecture: its frozen trunk, LoRA in the top layers, and
 one linear head where the policy has its output head. It learns by Bradley-Terry's loss
 (algorithms/preferences.py). A training that was interrupted goes on when it is called again.
+With `num_layers_unfrozen: 0` the head alone learns, on states that are computed once a text.
 
 Shapes: n pairs, B of them in a batch, h hidden width.
 """
@@ -56,11 +57,11 @@ from rlhf_helpers.runs.files import (
 from rlhf_helpers.runs.manifest import library_versions
 
 from .checkpoints import CHECKPOINT, opened, save_checkpoint
-from .kept_texts import KeptTexts
+from .kept_texts import KeptTexts, pooled_states
 
 HISTORY_PAIRS = 256  # held-out pairs on which each epoch is measured; at the end all are taken
 # What may differ where a training goes on: it changes no number.
-NOT_THE_MODEL = ("directory", "checkpoint_seconds")
+NOT_THE_MODEL = ("directory", "checkpoint_seconds", "states_file")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class RewardModelConfig:
 
     policy: TRLConfig
     directory: str = "reward_model"  # where its files go
-    num_layers_unfrozen: int | None = None  # top layers with LoRA; None: as many as the policy's
+    # Top layers with LoRA. None: as many as the policy's; 0: none, the head alone learns.
+    num_layers_unfrozen: int | None = None
     pooling: str = "mean"  # what the head reads: the state at the "last" token, or the "mean"
     epochs: int = 4  # passes over the pairs
     batch_size: int = 32  # pairs
@@ -83,6 +85,7 @@ class RewardModelConfig:
     output: str = "percentile"  # the unit of the reward: see rewards/learned.py
     seed: int = 0
     checkpoint_seconds: float = 60.0
+    states_file: str | None = None  # of the head alone: keeps texts' states for further models
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, TRLConfig):
@@ -97,7 +100,9 @@ class RewardModelConfig:
         for name, check in checks.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.num_layers_unfrozen is not None:
-            integer(1, 10_000)("num_layers_unfrozen", self.num_layers_unfrozen)
+            integer(0, 10_000)("num_layers_unfrozen", self.num_layers_unfrozen)
+        if self.states_file is not None:
+            file_path("states_file", self.states_file)
         model = self.policy.model
         if model.delta_kwargs is None and model.peft_config is None:
             raise ConfigError(
@@ -146,7 +151,7 @@ class RewardModel(nn.Module):
         self.config = config
         layers = config.num_layers_unfrozen
         changes: dict[str, Any] = {"train.seed": config.seed}
-        if layers is not None:
+        if layers:
             changes["model.num_layers_unfrozen"] = layers
         self.policy: Policy = load_policy(TRLConfig.update(config.policy, changes))
         width = self.policy.base.config.get_text_config().hidden_size
@@ -156,11 +161,19 @@ class RewardModel(nn.Module):
         self.head.to(self.policy.device)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What learns, by name: LoRA's matrices and the head."""
-        return {**lora_parameters(self.policy.base), "head.weight": self.head.weight}
+        """What learns, by name: LoRA's matrices, if any is to, and the head."""
+        lora = {} if self.head_alone else lora_parameters(self.policy.base)
+        return {**lora, "head.weight": self.head.weight}
 
-    def scores(self, texts: KeptTexts, indices: Sequence[int]) -> Tensor:
-        """The scores of these texts, [B]."""
+    @property
+    def head_alone(self) -> bool:
+        """Whether LoRA stays what it begins as, no change at all."""
+        return self.config.num_layers_unfrozen == 0
+
+    def scores(self, texts: KeptTexts | Tensor, indices: Sequence[int]) -> Tensor:
+        """The scores of these of the texts, or of these pooled states [n, h]: [B]."""
+        if isinstance(texts, Tensor):
+            return self.head(texts[list(indices)]).squeeze(-1)
         tokens, mask, trunk = texts.batch(indices)
         hidden = self.policy.top(trunk, tokens, mask)
         return self.head(pooled(hidden, mask, self.config.pooling)).squeeze(-1)
@@ -178,7 +191,12 @@ class Training:
         both = [p.prompt + p.chosen for p in [*pairs, *heldout]]
         both += [p.prompt + p.rejected for p in [*pairs, *heldout]]
         rows = token_rows(model.policy.tokenizer, both, model.config.max_tokens)
-        self.texts = KeptTexts(model.policy, rows, "Trunk states")
+        self.texts: KeptTexts | Tensor
+        if model.head_alone:
+            kept = self.config.states_file and Path(self.config.states_file)
+            self.texts = pooled_states(model.policy, rows, self.config.pooling, kept or None)
+        else:
+            self.texts = KeptTexts(model.policy, rows, "Trunk states")
         self.parameters = model.trained()
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=self.config.learning_rate,
@@ -264,7 +282,8 @@ class Training:
         policy, config = self.model.policy, self.config
         about = self.report()
         with written_together(self.directory) as temporary:
-            save_adapter(policy.base, temporary, config.policy.model.model_path)
+            if not self.model.head_alone:
+                save_adapter(policy.base, temporary, config.policy.model.model_path)
             head = {"weight": self.model.head.weight.detach().float().cpu().contiguous()}
             save_file(head, temporary / HEAD)
             policy.tokenizer.save_pretrained(temporary)
@@ -280,6 +299,7 @@ class Training:
         scores = torch.cat([chosen, rejected])
         about = {
             "base_model": config.policy.model.model_path,
+            "lora": not self.model.head_alone,
             "dtype": str(self.model.policy.base.dtype).removeprefix("torch."),
             "pooling": config.pooling,
             "max_tokens": config.max_tokens,

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "all_in_one": ["in_drive", "run_everything"],
         "setup_facts": ["setup_report"],
         "doctor": ["examine", "table_rows"],
-        "labelling": ["label_pairs"],
+        "labelling": ["answers_to", "label_pairs"],
         "costs": ["known_costs"],
         "fields": ["try_it"],
     },

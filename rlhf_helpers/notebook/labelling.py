@@ -32,6 +32,21 @@ def label_pairs(candidates: Sequence[Candidates], path: str | Path) -> Any:
     return PairLabeller(candidates, path).widget
 
 
+def answers_to(simulated: Sequence[Pair], path: str | Path) -> list[Pair]:
+    """The reader's answers to the pairs that `simulated` answers, or those where there are none.
+
+    Only a live notebook reads `path`: elsewhere the same pairs have the same answers everywhere.
+    """
+    if in_live_notebook() and Path(path).exists():
+        asked = {_key(Candidates(p.prompt, p.chosen, p.rejected)) for p in simulated}
+        lines = [line for line in read_lines(path) if "tie" not in line]
+        own = [Pair(line["prompt"], line["chosen"], line["rejected"]) for line in lines
+               if _key_of_line(line) in asked]  # fmt: skip
+        if own:
+            return own
+    return list(simulated)
+
+
 class PairLabeller:
     """The widget and what its buttons do."""
 

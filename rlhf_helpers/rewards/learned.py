@@ -2,9 +2,10 @@
 
     reward_fn = load_reward_model("runs/reward_model")
 
-The files are those that making/reward_model.py writes: LoRA in peft's format, the scalar head, the
-tokenizer and reward_model.json. A language model reads each whole sample once; its state at the
-last token (or the mean over tokens) times the head is the score.
+The files are those that making/reward_model.py writes: LoRA in peft's format (but where the head
+alone has learned), the scalar head, the tokenizer and reward_model.json. A language model reads
+each whole sample once; its state at the last token (or the mean over tokens) times the head is the
+score.
 
 Shapes: B texts, N tokens, h hidden width.
 """
@@ -95,11 +96,15 @@ class LearnedReward:
                 f"{self.directory / SETTINGS} names {shown(self.about['base_model'])}, which is an "
                 "adapter itself: train the reward model on the plain model that merge=True writes."
             )
-        adapter = read_json(self.directory / ADAPTER_CONFIG, LORA)
-        merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
+        if self.about.get("lora", True):  # else the head alone has learned
+            adapter = read_json(self.directory / ADAPTER_CONFIG, LORA)
+            merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
         self.model = model.to(device).eval().requires_grad_(False)
-        self.head = read_tensors(self.directory / HEAD)["weight"].to(device)  # [1, h]
-        self.tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=False)
+        self.head = read_tensors(self.directory / HEAD)["weight"].float().to(device)  # [1, h]
+        own = (self.directory / "tokenizer_config.json").exists()  # else the base model's
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.directory if own else path, trust_remote_code=False
+        )
 
     def __call__(self, samples: Sequence[str], **kwargs: Any) -> list[float]:
         """The reward of each sample, prompt and output together; see OUTPUTS for its unit."""

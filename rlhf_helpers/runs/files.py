@@ -343,7 +343,7 @@ def reference_run_dir(profile: str) -> RunDir:
     runs = repo_root() / "figures" / "reference_runs"
     path = runs / (Path(profile).stem or "no name")
     if not path.is_dir():
-        known = sorted(p.name for p in runs.glob("*") if p.is_dir()) or ["none yet"]
+        known = sorted(p.parent.name for p in runs.glob("*/config.yml")) or ["none yet"]
         raise MissingRunFileError(
             f"There is no reference run of profile {profile!r} (there is: {', '.join(known)}): "
             "set reference_run=False to run it."

@@ -21,6 +21,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "clipping_plot", "few_points_figure", "next_token_plot", "rank_and_layers_plot",
         ],
         "ppo_figures": ["practice_plot", "rounds_plot"],
+        "preference_figures": [
+            "accuracy_plot", "parting_plot", "price_plot", "read_best_of_n", "read_courses",
+        ],
         "run_figures": ["headline_figure", "semantics_figure"],
         "study_figures": ["course_figure", "frontier_figure", "judge_figure", "read_table"],
         "results_tables": [

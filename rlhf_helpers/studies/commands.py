@@ -36,15 +36,15 @@ def study(plan, out, only, first) -> None:
 
 @click.command()
 @click.argument("plan", metavar="PLAN.yml", default="figures/study/preferences.yml")
-@click.option("--out", help="Where files go.", default="figures/reference_runs/preferences")
+@click.option("--out", help="Where files go.", show_default="where those of this plan are kept")
 @click.option("--only", metavar="TEXT", help="Only rows whose name has this in it.")
 @click.option("--models-only", is_flag=True, help="Stop when the reward models are made.")
 def preferences(plan, out, only, models_only) -> None:
     """Pairs, annotator, reward models by size and seed, PPO and DPO against them.
 
-    Leaves preferences.jsonl, reward_model.json, overoptimisation.csv, table.csv, rows/ and the
-    adapters that the plan names. What was stopped goes on where it was: texts by the batch,
-    reward models and PPO from their checkpoints, finished models and rows are kept.
+    Leaves preferences.jsonl, reward_model.json, best_of_n.csv, overoptimisation.csv, table.csv,
+    rows/ and the adapters that the plan names. What was stopped goes on where it was: texts by
+    the batch, reward models and PPO from their checkpoints, finished models and rows are kept.
     """
     from rlhf_helpers.config.checks import wrong
     from rlhf_helpers.config.paths import resolve_run_dir
@@ -52,9 +52,11 @@ def preferences(plan, out, only, models_only) -> None:
     from rlhf_helpers.runs.files import made_directory, refuse_link, writing_to
 
     from .plan import load_plan
+    from .preference_tables import kept_folder
     from .study import Bench, run_study
 
-    loaded, folder = load_plan(plan), resolve_run_dir(out)
+    loaded = load_plan(plan)
+    folder = resolve_run_dir(out) if out else kept_folder(loaded.name)
     rows = [row for row in loaded.rows if only is None or only in row.name]
     if not rows:
         raise wrong("--only", only, "no row of the plan has that in its name")
@@ -62,8 +64,10 @@ def preferences(plan, out, only, models_only) -> None:
     made_directory(folder)
     with writing_to(folder, "start it again: what is finished is kept"):
         bench = Bench(loaded)
-        bench.preferences.write_pairs(folder)
+        if loaded.preferences["keep_pairs"]:
+            bench.preferences.write_pairs(folder)
         print(printable(str(bench.preferences.make_reward_models(folder))), flush=True)
+        bench.preferences.write_best_of_pool(folder)
         if models_only:
             return
         run_study(loaded, folder, rows, bench)

@@ -33,7 +33,7 @@ def overoptimisation_rows(
     for result in results:
         if "gold_name" not in result:
             continue
-        end = _end(result)
+        end = end_of(result)
         course = metrics / f"{result['id']}.csv"
         if result["row"]["kind"] == "ppo-learned" and course.exists():
             lines += _course(course, end, interval_prompts)
@@ -41,7 +41,7 @@ def overoptimisation_rows(
     return lines
 
 
-def _end(result: dict[str, Any]) -> dict[str, Any]:
+def end_of(result: dict[str, Any]) -> dict[str, Any]:
     """What a row came to."""
     row, evaluation = result["row"], result["evaluation"]
     steps = {"ppo-learned": result["settings"]["train"]["total_steps"],

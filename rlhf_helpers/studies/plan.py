@@ -38,6 +38,7 @@ from typing import Any
 
 from rlhf_helpers.config.checks import (
     ConfigError,
+    boolean,
     closest,
     entries,
     file_name,
@@ -95,7 +96,7 @@ def _numbers(path: str, value: Any) -> list[int]:
 PREFERENCES: dict[str, Any] = {
     "pairs": 4096, "heldout": 1024, "seed": 0,
     "fluency_weight": 0.0, "temperature": 0.5, "random_share": 0.1,
-    "sizes": [], "seeds": [], "reward_model": {}, "adapters": [],
+    "sizes": [], "seeds": [], "reward_model": {}, "adapters": [], "keep_pairs": True,
 }  # fmt: skip
 _PREFERENCE_CHECKS = {
     "pairs": integer(2, 10_000_000),  # of which rows and reward models take their share
@@ -105,10 +106,11 @@ _PREFERENCE_CHECKS = {
     "temperature": number(0.0, 1000.0), "random_share": number(0.0, 1.0),  # of the answers
     "sizes": _numbers, "seeds": _numbers,  # reward models to make beside those of rows
     "reward_model": mapping,  # fields of RewardModelConfig
-    "adapters": text_list,  # names of rows whose policy and reward model are kept
+    "keep_pairs": boolean,  # whether preferences.jsonl is written
+    "adapters": text_list,  # what is kept: names or ids of rows, reward models such as 64-s1000
 }  # fmt: skip
 # What says which reward models are made and kept, but not what they are.
-NOT_THE_PREFERENCES = ("sizes", "seeds", "adapters")
+NOT_THE_PREFERENCES = ("sizes", "seeds", "adapters", "keep_pairs")
 ROW_KEYS = ("name", "kind", "panel", "seeds", "set", "n_prompts")
 
 

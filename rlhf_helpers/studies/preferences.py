@@ -18,24 +18,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from rlhf_helpers.algorithms.preferences import accuracy_ceiling
 from rlhf_helpers.config.checks import ConfigError, closest
 from rlhf_helpers.evaluation.before_after import paired_bootstrap
 from rlhf_helpers.evaluation.sampling import EvalPrompt
+from rlhf_helpers.making.kept_texts import pooled_states
 from rlhf_helpers.making.reward_model import RewardModelConfig, train_reward_model
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.rewards.annotator import Gold, annotate
-from rlhf_helpers.rewards.learned import LearnedReward
+from rlhf_helpers.rewards.learned import LearnedReward, token_rows
 from rlhf_helpers.rewards.preferences import Candidates, Pair, pair_line
-from rlhf_helpers.runs.files import atomic_write_json, read_json, refuse_link, write_jsonl
+from rlhf_helpers.runs.files import (
+    atomic_write_json,
+    read_json,
+    refuse_link,
+    remove,
+    write_jsonl,
+)
+from rlhf_helpers.runs.tensors import read_tensors
 from rlhf_helpers.training.semantics import semantics_of
 
 from .baselines import draw_candidates
+from .best_of_pool import COLUMNS, pool_rows
 from .dpo import ResponseTexts
 from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, Plan, Row
+from .written import write_csv
 
+BEST_OF_N = "best_of_n.csv"
+POOL_SIZES = [2**k for k in range(11)]  # n in it
 SPARE = 0.02  # more prompts than pairs: two texts may come out equal, or one empty
+# Of a policy or reward model, what is left out of what is kept: the base model has the tokenizer.
+NOT_KEPT = (
+    "checkpoint.pt", "SHA256SUMS", "tokenizer*", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "chat_template*",
+)  # fmt: skip
 # What reward_model.json keeps of each reward model.
 MODEL_FIELDS = ("pairs", "pooling", "accuracy", "heldout", "history", "seconds", "versions")
 
@@ -109,9 +127,12 @@ class Preferences:
                               )  # fmt: skip
         flat = [record for both in usable for record in both]
         positive = [record["reward"] for record in flat]
-        fluency = self._fluency([r["prompt"] for r in flat], [r["output"] for r in flat])
+        fluency = self._fluency_of_pairs(flat)
         gold = Gold.measured_on(positive, fluency, s["fluency_weight"])
         values = gold.of(positive, fluency)
+        self._values = {
+            (r["prompt"], r["output"]): value for r, value in zip(flat, values, strict=True)
+        }
         gaps = values[::2] - values[1::2]
         candidates = [Candidates(a["prompt"], a["output"], b["output"]) for a, b in usable]
         noise = s["temperature"], s["random_share"]
@@ -132,8 +153,10 @@ class Preferences:
         prompts = [EvalPrompt(distinct[i], "pairs", first + k) for k, i in enumerate(order)]
         depends = [self.profile.assets, self.profile.config.method.gen_kwargs,
                    self.profile.config.train.seq_length, seed, n]  # fmt: skip
-        path = self.work.parent / f"pairs-{digest(depends)}.jsonl"  # of any plan that needs them
-        return draw_candidates(self.untuned, prompts, 2, self.profile, self.reward_fn, path)
+        self._texts_path = self.work.parent / f"pairs-{digest(depends)}.jsonl"  # of any plan
+        return draw_candidates(
+            self.untuned, prompts, 2, self.profile, self.reward_fn, self._texts_path
+        )
 
     @property
     def untuned(self):
@@ -141,6 +164,16 @@ class Preferences:
         if self._untuned is None:
             self._untuned = load_policy(self.profile.config)
         return self._untuned
+
+    def _fluency_of_pairs(self, records: Sequence[dict[str, Any]]) -> list[float] | None:
+        """`_fluency` of the pairs' texts, computed once and kept beside them."""
+        if not self.settings["fluency_weight"]:
+            return None
+        texts = [[record["prompt"], record["output"]] for record in records]
+        path = self._texts_path.with_name(f"fluency-{digest(texts)}.json")
+        if not path.exists():
+            atomic_write_json(path, {"fluency": self._fluency(*zip(*texts, strict=True))})
+        return read_json(path, {})["fluency"]
 
     def _fluency(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float] | None:
         """Mean log-probability of each output's tokens under the untuned policy, in nats."""
@@ -157,15 +190,18 @@ class Preferences:
         """The plan's configuration of a reward model; ConfigError for a name that it lacks."""
         given = self.settings["reward_model"]
         known = {f.name for f in dataclasses.fields(RewardModelConfig)} - {
-            "policy", "directory", "seed",
+            "policy", "directory", "seed", "states_file",
         }  # fmt: skip
         for name in given:
             if name not in known:
                 raise ConfigError(f"preferences.reward_model has no field {name!r}: did you mean "
                                   f"{closest(name, known)!r}?")  # fmt: skip
+        pooling = given.get("pooling", RewardModelConfig.pooling)
+        states = self.work.parent / f"states-{pooling}-{digest(self.profile.assets['policy'])}"
         return RewardModelConfig(
-            policy=self.profile.config, directory=str(directory), seed=seed, **given
-        )
+            policy=self.profile.config, directory=str(directory), seed=seed,
+            states_file=f"{states}.safetensors", **given,
+        )  # fmt: skip
 
     def reward_model(self, n: int, seed: int) -> LearnedReward:
         """The reward model of `n` pairs and this seed, trained now or loaded."""
@@ -228,10 +264,16 @@ class Preferences:
     # --- what is kept ----------------------------------------------------------------------
 
     def write_pairs(self, out: Path) -> None:
-        """preferences.jsonl: every annotated pair, those that measure marked as held out."""
-        lines = [pair_line(p, split="train") for p in self.pairs]
-        lines += [pair_line(p, split="heldout") for p in self.heldout]
-        write_jsonl(out / "preferences.jsonl", lines)
+        """preferences.jsonl: every annotated pair, those that measure marked as held out.
+
+        `gold`: what the annotator wants of the chosen text and of the other one.
+        """
+        parts = {"train": self.pairs, "heldout": self.heldout}
+        write_jsonl(out / "preferences.jsonl", [
+            pair_line(pair, gold=[round(self._values[pair.prompt, text], 3)
+                                  for text in (pair.chosen, pair.rejected)], split=split)
+            for split, pairs in parts.items() for pair in pairs
+        ])  # fmt: skip
 
     def make_reward_models(self, out: Path) -> Path:
         """Train the plan's reward models by size and seed; reward_model.json after each."""
@@ -246,6 +288,7 @@ class Preferences:
         for n, seed in wanted:
             name = f"{n}-s{seed}"
             if name not in models:
+                remove(out / BEST_OF_N)  # it was of the models before
                 learned = self.reward_model(n, seed)
                 fields = {k: learned.about[k] for k in MODEL_FIELDS if k in learned.about}
                 models[name] = {"seed": seed, **fields}
@@ -256,21 +299,67 @@ class Preferences:
             atomic_write_json(path, {**about, "models": models})
         return path
 
+    def write_best_of_pool(self, out: Path) -> None:
+        """best_of_n.csv: for each reward model, proxy and gold of the best of n unseen texts.
+
+        One that is there is of these models: `make_reward_models` removes any other.
+        """
+        if (out / BEST_OF_N).exists():
+            return
+        pairs = [*self.pairs, *self.heldout]
+        texts = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
+        values = np.array([self._values[text] for text in texts])
+        gold = values if self.settings["fluency_weight"] else 1 / (1 + np.exp(-values))
+        lines = []
+        for n in self.settings["sizes"]:
+            for seed in self.settings["seeds"]:
+                learned = self.reward_model(n, seed)
+                scores = self._standardised(learned, ["".join(text) for text in texts])
+                seen = {p.prompt for p in self.some(n, seed)}
+                unseen = np.array([prompt not in seen for prompt, _ in texts])
+                lines += pool_rows(scores[unseen], gold[unseen], POOL_SIZES, pairs=n, seed=seed,
+                                   gold_name=self.gold.name)  # fmt: skip
+        write_csv(out / BEST_OF_N, COLUMNS, lines)
+
+    def _standardised(self, learned: LearnedReward, texts: list[str]) -> np.ndarray:
+        """The scores of texts of the untuned policy, from their kept states where those serve."""
+        config = self.reward_model_config(0, Path("."))
+        if config.num_layers_unfrozen != 0:
+            return learned.standardised(texts)
+        rows = token_rows(self.untuned.tokenizer, texts, config.max_tokens)
+        states = pooled_states(self.untuned, rows, config.pooling, Path(config.states_file or ""))
+        scores = (states @ learned.head.T).squeeze(1).cpu().double().numpy()
+        return (scores - learned.about["mean"]) / learned.about["std"]
+
     def keep_adapters(self, out: Path) -> None:
-        """adapters/<row>: the policy and the reward model of the rows that the plan names."""
+        """What the plan names, in float16: adapters/<row>, policy and reward model of a row, and
+        reward_models/<pairs>-s<seed>.
+        """  # fmt: skip
+        for n in self.settings["sizes"]:
+            for seed in self.settings["seeds"]:
+                if f"{n}-s{seed}" in self.settings["adapters"]:
+                    _keep(self.reward_model_dir(n, seed), out / "reward_models" / f"{n}-s{seed}")
         for row in (row for row in self.plan.rows if row.kind in LEARNED_KINDS):
             policy = self.work / self.folder(row) / "policy"
-            if row.name not in self.settings["adapters"] or not policy.is_dir():
+            named = {row.name, row.id} & set(self.settings["adapters"])
+            if not named or not policy.is_dir():
                 continue
             folders = {"policy": policy}
             if row.kind == "ppo-learned":
                 folders["reward_model"] = self.reward_model_dir(row.options["pairs"], row.seed)
             for name, source in folders.items():
-                target = out / "adapters" / row.id / name
-                for place in (out / "adapters", target.parent, target):
-                    refuse_link(place)
-                ignored = shutil.ignore_patterns("value_head.safetensors", "checkpoint.pt")
-                shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
+                _keep(source, out / "adapters" / row.id / name)
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copy what is read of a policy or a reward model, its numbers in float16."""
+    for place in (target.parent.parent, target.parent, target):
+        refuse_link(place)
+    ignored = shutil.ignore_patterns(*NOT_KEPT)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored)
+    for path in target.glob("*.safetensors"):  # half as large, and as good
+        halves = {name: value.half() for name, value in read_tensors(path).items()}
+        save_file(halves, path)
 
 
 def shared(plan: Plan) -> dict[str, Any]:

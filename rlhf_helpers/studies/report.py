@@ -20,6 +20,7 @@ from rlhf_helpers.runs.files import atomic_write_text, reference_run_dir
 from rlhf_helpers.show.study_figures import Group, groups_of, kl_of, read_study_table
 
 from .plan import load_plan
+from .preference_tables import chain_table, reward_models_table
 from .study import refresh
 
 # The panels of the ablation figure: what stands on the axis, in order.
@@ -239,6 +240,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "frontier": frontier_table,
     "ablations": ablation_table,
     "smollm2": smollm2_table,
+    "reward_models": reward_models_table,
+    "preferences": lambda: chain_table("preferences"),
+    "preferences_fluency": lambda: chain_table("preferences_fluency"),
+    "preferences_lora": lambda: chain_table("preferences_lora"),
 }
 
 

@@ -12,10 +12,8 @@ was interrupted continues from its checkpoint.
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
 import json
 import os
 import time
@@ -34,7 +32,6 @@ from rlhf_helpers.progress import duration, printable
 from rlhf_helpers.runs.contents import STUDY_EVALUATION, read_metrics, read_samples
 from rlhf_helpers.runs.files import (
     atomic_write_json,
-    atomic_write_text,
     made_directory,
     refuse_link,
     refuse_links_below,
@@ -45,6 +42,7 @@ from rlhf_helpers.runs.manifest import library_versions
 
 from .overoptimisation import COLUMNS, overoptimisation_rows
 from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, TRAINED_KINDS, Plan, Row
+from .written import write_csv
 
 # What the table says of each row's evaluation, in this order.
 MEASURES = (
@@ -377,18 +375,3 @@ def table_row(result: dict[str, Any], varied: Sequence[str]) -> dict[str, Any]:
         **{key: result.get(key) for key in ALSO},
         **{key: result[key] for key in LEARNED if key in result},
     }
-
-
-def write_csv(path: Path, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> Path:
-    """A CSV file with these columns, numbers to six digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _rounded(value) for key, value in row.items()})
-    atomic_write_text(path, text.getvalue())
-    return path
-
-
-def _rounded(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value

@@ -290,3 +290,44 @@ def test_the_lines_in_the_profile_hh_run_on_small_files_of_its_format(tmp_path, 
     profile = load("hh", tiny)
     texts = [p.prompt + p.chosen for p in names["pairs"]]
     assert task_reward(profile)(samples=texts) == names["reward_fn"](samples=texts)
+
+
+# --- the head alone ------------------------------------------------------------------------
+
+
+def test_the_head_alone_learns_on_states_of_the_base_model(tmp_path):
+    config = config_of(tmp_path, num_layers_unfrozen=0, epochs=20, learning_rate=0.1)
+    reward_fn = train_reward_model(pairs_of(60), config, pairs_of(40, seed=1))
+    assert reward_fn.about["heldout"]["accuracy"] > 0.75
+    base = AutoModelForCausalLM.from_pretrained(config.policy.model.model_path)
+    for name, weight in base.state_dict().items():  # no LoRA has changed anything
+        assert torch.equal(weight, reward_fn.model.state_dict()[name]), name
+    ids = torch.tensor([token_rows(reward_fn.tokenizer, ["policy feedback"], 24)[0]])
+    with torch.no_grad():
+        states = base.get_decoder()(input_ids=ids).last_hidden_state.mean(1)
+    score = (states @ reward_fn.head.T).item()
+    assert reward_fn.scores(["policy feedback"]) == pytest.approx([score], abs=1e-4)
+    about = json.loads((tmp_path / "rm" / "reward_model.json").read_text())
+    assert about["identity"]["num_layers_unfrozen"] == 0 and about["lora"] is False
+    assert not list((tmp_path / "rm").glob("adapter*"))
+
+
+def test_states_of_texts_are_computed_once_and_change_no_number(tmp_path, monkeypatch):
+    states = tmp_path / "kept" / "states.safetensors"
+    plain = train_reward_model(pairs_of(12), config_of(tmp_path, num_layers_unfrozen=0))
+    computed, forward = [], module.Policy.trunk_and_hidden
+
+    def counted(self, tokens, mask, **kwargs):
+        computed.append(len(tokens))
+        return forward(self, tokens, mask, **kwargs)
+
+    monkeypatch.setattr(module.Policy, "trunk_and_hidden", counted)
+    models = [
+        train_reward_model(pairs_of(n), config_of(tmp_path, name=f"rm{n}", num_layers_unfrozen=0,
+                                                  states_file=str(states)))
+        for n in (8, 12)
+    ]  # fmt: skip
+    texts = {p.prompt + text for p in pairs_of(12) for text in (p.chosen, p.rejected)}
+    assert sum(computed) == len(texts)  # those of the first eight pairs not twice
+    assert torch.allclose(models[1].head, plain.head, atol=1e-6)
+    assert [p.name for p in states.parent.iterdir()] == ["states.safetensors"]

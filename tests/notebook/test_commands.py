@@ -55,7 +55,7 @@ OPTIONS = {  # of today, with what stands for each where it is not given
     "evaluate": {"run_dirs": ("x",), "n_prompts": 1000, "samples_per_opening": 8, "seed": 1000},
     "study": {"plan": "x", "out": None, "only": None, "first": None},
     "preferences": {"plan": "figures/study/preferences.yml",
-                    "out": "figures/reference_runs/preferences", "only": None,
+                    "out": None, "only": None,
                     "models_only": False},
     "sweep": {"sweep": "x", "script": "y", "out": "sweeps", "cpus": 1, "gpus": 0.0},
     "bench": {"profile": None, "shape": None, "gpu_report": False, "batch": None, "rollouts": None,

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.notebook import labelling as module
-from rlhf_helpers.notebook.labelling import PairLabeller, label_pairs
+from rlhf_helpers.notebook.labelling import PairLabeller, answers_to, label_pairs
 from rlhf_helpers.rewards.preferences import Candidates, Pair, read_lines, read_pairs
 
 CANDIDATES = [Candidates(f"prompt {i}", f" first {i}", f" second {i}") for i in range(4)]
@@ -104,3 +104,20 @@ def test_where_nobody_sits_the_first_pair_is_printed(tmp_path, capsys, monkeypat
     monkeypatch.setattr(module, "in_live_notebook", lambda: True)
     widget = label_pairs(CANDIDATES, tmp_path / "p.jsonl")
     assert len(widget.children) == 4
+
+
+def test_the_reader_s_answers_take_the_place_of_the_simulated_ones(tmp_path, monkeypatch):
+    path = tmp_path / "p.jsonl"
+    simulated = [Pair(c.prompt, c.first, c.second) for c in CANDIDATES[:3]]
+    monkeypatch.setattr(module, "in_live_notebook", lambda: True)
+    assert answers_to(simulated, path) == simulated  # nobody has answered
+    labeller = PairLabeller(CANDIDATES, path)
+    for name in ("No difference", "B", "A", "A"):
+        press(labeller, name)
+    # Ties are no answers, and the fourth pair is not among those asked for.
+    assert answers_to(simulated, path) == [
+        Pair("prompt 1", " second 1", " first 1"), Pair("prompt 2", " first 2", " second 2")
+    ]  # fmt: skip
+    assert answers_to(simulated[:1], path) == simulated[:1]
+    monkeypatch.setattr(module, "in_live_notebook", lambda: False)
+    assert answers_to(simulated, path) == simulated

@@ -11,7 +11,9 @@ from tiny_runs import letter_reward, policy_with_lora, run_config
 from tiny_studies import VowelJudge, small_plans, write_plan
 
 from rlhf_helpers.config.checks import ConfigError
-from rlhf_helpers.models.loading import load_policy
+from rlhf_helpers.models.loading import load_policy, load_trained_policy
+from rlhf_helpers.rewards.annotator import logit
+from rlhf_helpers.rewards.learned import load_reward_model
 from rlhf_helpers.rewards.preferences import Pair, read_pairs
 from rlhf_helpers.runs.files import read_json, read_jsonl
 from rlhf_helpers.studies import commands, preferences, study
@@ -166,6 +168,9 @@ def test_the_whole_chain_and_a_second_call_does_nothing(tmp_path, small_world, m
     out = tmp_path / "out"
     lines = read_jsonl(out / "preferences.jsonl")
     assert [line["split"] for line in lines] == ["train"] * 24 + ["heldout"] * 10
+    for line in lines:  # gold is the logit of the letters' share
+        share = letter_reward([line["prompt"] + line["chosen"], line["prompt"] + line["rejected"]])
+        assert line["gold"] == pytest.approx(list(logit(share)), abs=1e-3)
     assert len(read_pairs(out / "preferences.jsonl")) == 34
     about = read_json(out / "reward_model.json")
     assert list(about["models"]) == ["8-s1", "12-s1"] and 0.5 < about["ceiling"] < 1
@@ -181,16 +186,35 @@ def test_the_whole_chain_and_a_second_call_does_nothing(tmp_path, small_world, m
     assert table["PPO"]["gold_after"] == "" and table["DPO"]["proxy_after"] == ""
     assert table["DPO"]["gold_after"] == table["DPO"]["reward_after"]
     kept = out / "adapters" / "ppo-learned-s1"
-    assert (kept / "policy" / "adapter_model.safetensors").exists()
-    assert (kept / "reward_model" / "reward_head.safetensors").exists()
-    assert not list(out.glob("adapters/*/policy/value_head*"))
+    check_kept(tmp_path, kept)
     assert (out / "adapters" / "dpo-s1000" / "policy").is_dir()
+    pool = table_of(out / "best_of_n.csv")
+    assert [(r["pairs"], r["n"]) for r in pool[:4]] == [("8", "1"), ("8", "2"), ("8", "4"),
+                                                        ("12", "1")]  # fmt: skip
+    assert int(pool[0]["pool"]) == 2 * (34 - 8)  # the texts of pairs that it has not seen
     # Again: every file as it was, no model trained, no row done.
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     monkeypatch.setattr(preferences, "train_reward_model", None)
     monkeypatch.setattr(study.Bench, "do", None)
     invoke(tmp_path)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def check_kept(tmp_path, kept):
+    """Policy and reward model load from what is kept, and are those of the run but for rounding."""
+    assert not list(kept.rglob("tokenizer*")) and not list(kept.rglob("checkpoint*"))
+    work = tmp_path / "runs/study/plan"
+    (run,) = work.glob("ppo-learned-s1-*/policy")
+    (model,) = work.glob("reward_models-*/12-s1")
+    both = [load_trained_policy(folder).trainable_parameters() for folder in (run, kept / "policy")]
+    for name, weight in both[0].items():
+        assert torch.allclose(weight, both[1][name], atol=1e-3, rtol=1e-3), name
+    texts = ["policy data value", "every human"]
+    scores = [load_reward_model(folder).scores(texts) for folder in (model, kept / "reward_model")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-2)
+    sizes = [sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+             for folder in (run, kept / "policy")]  # fmt: skip
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def check_gold_and_proxy(tmp_path, rows):

@@ -1,0 +1,188 @@
+"""The committed results of the chain from preferences, and what the pages say of them."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.rewards.preferences import read_pairs
+from rlhf_helpers.studies import preference_tables as tables
+from rlhf_helpers.studies.plan import load_plan
+from rlhf_helpers.studies.study import finished
+
+KEPT = tables.kept_folder("preferences")
+NAMES = [name for name in tables.FOLDERS if tables.kept_folder(name).is_dir()]
+RUN = [name for name in NAMES if (tables.kept_folder(name) / "table.csv").is_file()]
+STUDY = (repo_root() / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+def csv_rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def models(name="preferences"):
+    return {n: [m["heldout"]["accuracy"] for m in own]
+            for n, own in tables.models_by_size(name).items()}  # fmt: skip
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def test_what_is_kept_is_small():
+    assert sum(p.stat().st_size for p in KEPT.rglob("*") if p.is_file()) <= 5_000_000
+
+
+def test_the_ceiling_is_that_of_the_pairs_that_are_kept():
+    lines = [json.loads(line) for line in (KEPT / "preferences.jsonl").read_text().splitlines()]
+    heldout = [line for line in lines if line["split"] == "heldout"]
+    assert (len(lines), len(heldout)) == (5120, 1024)
+    assert len(read_pairs(KEPT / "preferences.jsonl")) == 5120
+    likelier = []
+    for line in heldout:
+        odds = math.exp((line["gold"][0] - line["gold"][1]) / 0.5)
+        p = 0.9 * odds / (1 + odds) + 0.05
+        likelier.append(max(p, 1 - p))
+    ceiling = json.loads((KEPT / "reward_model.json").read_text())["ceiling"]
+    assert mean(likelier) == pytest.approx(ceiling, abs=1e-3)
+    # The answers were drawn with these probabilities: gold itself guesses about as many.
+    guessed = mean([line["gold"][0] > line["gold"][1] for line in heldout])
+    assert abs(guessed - ceiling) < 3 * math.sqrt(ceiling * (1 - ceiling) / 1024)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_tables_and_courses_end_as_the_row_files_say(name):
+    folder, plan = tables.kept_folder(name), load_plan(
+        repo_root() / "figures" / "study" / f"{name}.yml"
+    )
+    results = tables.kept_rows(name)
+    done = [row.id for row in plan.rows if finished(plan, row, folder)]
+    assert [result["id"] for result in results] == done  # none of another configuration
+    table = csv_rows(folder / "table.csv")
+    assert len(table) == len(results) == len(list(folder.glob("rows/*.json")))
+    ends = {}
+    for line in csv_rows(folder / "overoptimisation.csv"):
+        ends[line["name"], line["seed"]] = line  # the last line of each stays
+    assert len(ends) == len(results)
+    for result, row in zip(results, table, strict=True):
+        end = ends[row["name"], row["seed"]]
+        for line, field in ((row, "gold_after"), (end, "gold")):
+            assert float(line[field]) == pytest.approx(result["gold_after"], rel=1e-5)
+        assert end["gold_name"] == result["gold_name"]
+        assert end["n"] == "256" and int(end["pairs"]) == result["row"]["options"]["pairs"]
+        if result["gold_name"] == "sentiment":
+            assert result["gold_after"] == pytest.approx(result["evaluation"]["reward_after"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_and_reward_models_are_those_of_the_plan(name):
+    folder = tables.kept_folder(name)
+    about = json.loads((folder / "reward_model.json").read_text())
+    plan = load_plan(repo_root() / "figures" / "study" / f"{name}.yml")
+    kept = plan.preferences
+    wanted = {f"{n}-s{seed}" for n in kept["sizes"] for seed in kept["seeds"]}
+    assert set(about["models"]) == wanted
+    for model in about["models"].values():
+        assert model["heldout"]["n"] == kept["heldout"]
+    for adapter in (folder / "adapters").glob("*"):
+        assert adapter.name in kept["adapters"]
+        assert (adapter / "policy" / "adapter_model.safetensors").is_file()
+
+
+# --- what docs/study.md says ---------------------------------------------------------------
+
+
+def best_of(name, pairs, n):
+    """The lines of best_of_n.csv of these pairs and this n, by seed."""
+    rows = csv_rows(tables.kept_folder(name) / "best_of_n.csv")
+    own = [row for row in rows if (row["pairs"], row["n"]) == (str(pairs), str(n))]
+    return {int(row["seed"]): {k: float(row[k]) for k in ("proxy", "gold", "gold_low", "gold_high")}
+            for row in own}  # fmt: skip
+
+
+def test_what_is_said_of_the_reward_models_holds():
+    accuracies, about = models(), json.loads((KEPT / "reward_model.json").read_text())
+    assert {n: len(own) for n, own in accuracies.items()} == dict.fromkeys([64, 256, 1024, 4096], 3)
+    said = [f"{mean(accuracies[n]):.2f}" for n in (64, 256, 1024, 4096)]
+    assert said == ["0.59", "0.62", "0.65", "0.66"] and f"{about['ceiling']:.2f}" == "0.82"
+    assert "guesses 0.59, 0.62, 0.65 and 0.66 of" in STUDY
+    assert max(accuracies[1024]) < 0.70 and max(accuracies[4096]) < 0.74  # the goals: not reached
+    assert (min(accuracies[64]), max(accuracies[64])) == pytest.approx((0.55, 0.62), abs=0.005)
+    own = [m["accuracy"] for m in tables.models_by_size("preferences")[4096]]
+    assert all(f"{a:.2f}" == "0.70" for a in own)
+    (lora,) = tables.models_by_size("preferences_lora")[1024]
+    (head,) = [m for m in tables.models_by_size("preferences")[1024] if m["seed"] == 1000]
+    assert lora["seed"] == 1000 and len(lora["history"]) == 4
+    assert f"{lora['heldout']['accuracy']:.2f}" == "0.64"
+    assert f"{head['heldout']['accuracy']:.2f}" == "0.65"
+    assert round(lora["seconds"]) == 380 and round(head["seconds"]) == 2
+
+
+def test_what_is_said_of_best_of_n_holds():
+    good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 64, 1024)
+    assert len(good) == len(poor) == 3
+    ends = sorted(row["gold"] for row in good.values())
+    assert (f"{ends[0]:.2f}", f"{ends[-1]:.2f}") == ("0.95", "0.96")
+    assert all(f"{r['gold']:.2f}" == "0.44" for r in best_of("preferences", 1024, 1).values())
+    ends = sorted(row["gold"] for row in poor.values())
+    assert (f"{ends[0]:.2f}", f"{ends[-1]:.2f}") == ("0.53", "0.75")
+    before, after = best_of("preferences", 64, 128)[1001], poor[1001]
+    assert max(best_of("preferences", 64, 2**k)[1001]["gold"] for k in range(11)) == before["gold"]
+    assert (f"{before['gold']:.2f}", f"{after['gold']:.2f}") == ("0.61", "0.53")
+    assert (f"{before['proxy']:.1f}", f"{after['proxy']:.1f}") == ("2.7", "3.6")
+    assert (f"{after['gold_low']:.2f}", f"{after['gold_high']:.2f}") == ("0.43", "0.62")
+    assert (f"{before['gold_low']:.2f}", f"{before['gold_high']:.2f}") == ("0.57", "0.64")
+
+
+def test_what_is_said_of_the_second_gold_holds():
+    accuracies = models("preferences_fluency")
+    assert {n: len(own) for n, own in accuracies.items()} == {64: 3, 1024: 3}
+    assert [f"{mean(accuracies[n]):.2f}" for n in (64, 1024)] == ["0.60", "0.66"]
+    folder = tables.kept_folder("preferences_fluency")
+    about = json.loads((folder / "reward_model.json").read_text())
+    assert f"{about['ceiling']:.2f}" == "0.87" and about["gold"] == "sentiment and fluency"
+    few, many = (best_of("preferences_fluency", n, 128) for n in (64, 1024))
+    assert [f"{few[s]['gold']:.1f}" for s in (1000, 1001, 1002)] == ["2.0", "1.8", "2.2"]
+    assert {f"{row['gold']:.1f}" for row in many.values()} == {"2.2"}
+    later = best_of("preferences_fluency", 64, 256)
+    assert (f"{few[1001]['gold']:.2f}", f"{later[1001]['gold']:.2f}") == ("1.78", "1.73")
+    assert all(later[s]["gold"] > few[s]["gold"] for s in (1000, 1002))
+    start = best_of("preferences_fluency", 64, 1)
+    assert all(abs(row["gold"]) < 0.02 for row in start.values())
+
+
+def test_what_is_said_of_ppo_holds():
+    said = {
+        "preferences": (1002, "0.463", "0.825", "0.36", "0.33", "0.40", "10.4"),
+        "preferences_lora": (1000, "0.463", "0.790", "0.33", "0.29", "0.36", "8.8"),
+    }
+    for name, (seed, *numbers) in said.items():
+        (row,) = [r for r in tables.kept_rows(name) if r["row"]["kind"] == "ppo-learned"]
+        change = row["gold_difference"]
+        found = [f"{row['gold_before']:.3f}", f"{row['gold_after']:.3f}"]
+        found += [f"{change[bound]:.2f}" for bound in ("mean", "low", "high")]
+        assert [*found, f"{row['evaluation']['kl_per_sequence']:.1f}"] == numbers
+        assert row["row"]["seed"] == seed and row["row"]["options"]["pairs"] == 1024
+        assert row["settings"]["method"]["semantics"] == "corrected"
+        assert change["mean"] > 0.25 and f"{row['evaluation']['judge_after']:.2f}" == "0.80"
+
+
+def test_what_is_said_of_dpo_beside_ppo_holds():
+    (ppo,), (dpo,) = ([r for r in tables.kept_rows("preferences") if r["row"]["kind"] == kind]
+                      for kind in ("ppo-learned", "dpo"))  # fmt: skip
+    (lora,) = tables.kept_rows("preferences_lora")
+    assert ppo["row"]["seed"] == dpo["row"]["seed"] == 1002  # the same draw of pairs
+    options = {"pairs": 1024, "beta": 0.1, "steps": 96, "batch_size": 32, "learning_rate": 1e-3}
+    assert dpo["row"]["options"] == options
+    change, evaluation = dpo["gold_difference"], dpo["evaluation"]
+    assert f"{dpo['gold_after']:.3f}" == "0.837"
+    assert [f"{change[k]:.2f}" for k in ("mean", "low", "high")] == ["0.37", "0.34", "0.41"]
+    assert f"{evaluation['kl_per_sequence']:.1f}" == "12.8"
+    perplexities = [row["evaluation"]["perplexity_after"] for row in (dpo, ppo, lora)]
+    assert [round(p) for p in perplexities] == [143, 105, 78]
+    assert round(evaluation["perplexity_before"]) == 74
+    verdicts = [row["evaluation"]["verdict"] for row in (dpo, ppo, lora)]
+    assert verdicts == ["gamed", "improved", "improved"]
