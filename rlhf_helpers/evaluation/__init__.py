@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "before_after": ["pair_samples", "summarise_pair"],
         "evaluate_run": ["evaluation_path"],
+        "pass_at_k": ["pass_at_k", "pass_at_k_curve"],
         "sampling": ["EvalPrompt", "evaluation_prompts", "sample_records"],
     },
 )
