@@ -33,6 +33,7 @@ from .pretrain import Muon
 
 CHARACTERS = "0123456789+-="
 END, PAD = "$", "_"
+LONGEST_ANSWER = 24  # characters
 ERRORS = (1, 2, 9, 10, 100)  # by how much a wrong answer is off, either way
 
 
@@ -244,7 +245,8 @@ def accuracy(
     batch = tokenizer([p.prompt for p in problems], return_tensors="pt", padding=True)
     rows = model.eval().generate(
         batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False,
-        max_new_tokens=24, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=LONGEST_ANSWER, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model.train()
     texts = tokenizer.batch_decode(rows[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

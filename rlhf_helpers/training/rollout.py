@@ -43,6 +43,7 @@ class Minibatch:
     advantages: Tensor  # [B, T], before whitening; RLOO and GRPO: [B, 1], of whole responses
     returns: Tensor  # [B, T]; RLOO and GRPO: the advantages again
     trunk: Tensor | None  # [B, N, h]
+    share: float = 1.0  # B as a share of the rollouts that this step is taken on: see `teaching`
 
 
 @dataclass
@@ -90,7 +91,13 @@ class RolloutStore:
         rows = torch.tensor(list(indices), device=self.device)
         return self._map(lambda x: x[rows], lambda x: [x[i] for i in indices])
 
-    def minibatch(self, indices: Sequence[int], semantics: Semantics) -> Minibatch:
+    def teaching(self) -> list[bool]:
+        """Of each whether its advantage is not 0: without one it has no part in a gradient."""
+        return self.advantages.any(dim=1).tolist()
+
+    def minibatch(
+        self, indices: Sequence[int], semantics: Semantics, share: float = 1.0
+    ) -> Minibatch:
         """Those with these indices, cut to the widest among them."""
         one = self.chosen(indices)
         left = self.query_width - max(one.query_widths)
@@ -105,6 +112,7 @@ class RolloutStore:
                 one.loss_mask[:, :width], mask[:, start : start + width]
             ),
             trunk=None if one.trunk is None else one.trunk[:, left:right],
+            share=share,
             **{name: getattr(one, name)[:, :width]
                for name in ("logprobs", "ref_logprobs", "values", "rewards", *LEARNT_FROM)},
         )  # fmt: skip
