@@ -95,9 +95,7 @@ class RolloutStore:
         """Of each whether its advantage is not 0: without one it has no part in a gradient."""
         return self.advantages.any(dim=1).tolist()
 
-    def minibatch(
-        self, indices: Sequence[int], semantics: Semantics, share: float = 1.0
-    ) -> Minibatch:
+    def minibatch(self, indices: Sequence[int], semantics: Semantics) -> Minibatch:
         """Those with these indices, cut to the widest among them."""
         one = self.chosen(indices)
         left = self.query_width - max(one.query_widths)
@@ -112,7 +110,6 @@ class RolloutStore:
                 one.loss_mask[:, :width], mask[:, start : start + width]
             ),
             trunk=None if one.trunk is None else one.trunk[:, left:right],
-            share=share,
             **{name: getattr(one, name)[:, :width]
                for name in ("logprobs", "ref_logprobs", "values", "rewards", *LEARNT_FROM)},
         )  # fmt: skip

@@ -326,7 +326,8 @@ class PPOTrainer:
         store, chosen, kept = self.store, list(indices), self._minibatch
         if kept is None or kept[0] is not store or kept[1] != chosen:
             taught = self._teaching(chosen)
-            batch = store.minibatch(taught, self.semantics, len(taught) / len(chosen))
+            batch = store.minibatch(taught, self.semantics)
+            batch.share = len(taught) / len(chosen)
             kept = self._minibatch = store, chosen, batch
         return kept[2]
 
