@@ -44,11 +44,14 @@ NOTEBOOKS = [
     "03_lora_parameter_inspection.ipynb",
     "04_ppo_run.ipynb",
     "05_before_after_evaluation.ipynb",
+    "07_verifiable_rewards.ipynb",
 ]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
 # Those that were written by the rules of the docstring above; the others still by older ones.
-FINISHED = NOTEBOOKS[:4]
-EXERCISES = ["02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb"]
+FINISHED = [*NOTEBOOKS[:4], "07_verifiable_rewards.ipynb"]
+EXERCISES = [
+    "02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb", "07_exercises.ipynb",
+]
 MAX_BYTES = 1_000_000
 CELLS = range(20, 61)  # of a notebook that is not FINISHED
 MOST_CELLS = {"04_ppo_run.ipynb": 45}
@@ -60,6 +63,10 @@ WRITTEN = {
     "02_baseline_sampling.ipynb": {"sample"},
     "03_lora_parameter_inspection.ipynb": {"LoRA", "lora_numbers"},
     "04_ppo_run.ipynb": {"reinforce", "gae", "clipped_loss", "ppo_loss"},
+    "07_verifiable_rewards.ipynb": {
+        "exact_answer", "pass_at_k", "leave_one_out_advantages", "group_normalised_advantages",
+        "rloo_objective",
+    },
 }
 # Folded for JupyterLab, for Colab and nbformat, and for Jupyter Book.
 OUTPUT_FOLDED = ({"jupyter": {"outputs_hidden": True}, "collapsed": True}, "hide-output")
@@ -67,8 +74,8 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-    r"(?<![.\w])(?:sample|write_texts|assess|three_texts|reward_fn|score|try_it|examine|"
-    r"available_bytes)\("
+    r"(?<![.\w])(?:sample|write_texts|write_answers|rewards_of|assess|three_texts|reward_fn|"
+    r"score|try_it|examine|available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )
 MEDIAN_LINES, LONGEST_CELL = 8, 40

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_helpers.algorithms.length_groups import in_length_groups
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
 from rlhf_helpers.config.checks import ConfigError, ConfigWarning, shown
 from rlhf_helpers.config.reading import unreadable
@@ -31,7 +32,6 @@ from rlhf_helpers.runs.tensors import read_tensors
 
 from .finite_logits import FiniteLogits
 from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
-from .length_groups import in_length_groups
 from .lora import (
     load_adapter,
     lora_disabled,

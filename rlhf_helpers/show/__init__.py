@@ -19,6 +19,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "diagrams": ["draw_diagrams"],
         "lesson_figures": ["clipping_plot", "next_token_plot", "rank_and_layers_plot"],
         "ppo_figures": ["practice_plot", "rounds_plot"],
+        "verifiable_figures": [
+            "fooled_plot", "learning_plot", "parting_step", "pass_at_k_plot", "steps_plot",
+        ],
         "run_figures": ["headline_figure", "semantics_figure"],
         "study_figures": ["course_figure", "frontier_figure", "judge_figure", "read_table"],
         "results_tables": ["finished_runs", "runs_by_semantics", "semantics_rows"],

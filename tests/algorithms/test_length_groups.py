@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_runs import policy_with_lora
 
-from rlhf_helpers.models import length_groups as module
-from rlhf_helpers.models.length_groups import in_length_groups, length_groups
+from rlhf_helpers.algorithms import length_groups as module
+from rlhf_helpers.algorithms.length_groups import in_length_groups, length_groups
 
 
 def ragged(lengths, width, left=0):
