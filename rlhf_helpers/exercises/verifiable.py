@@ -39,9 +39,9 @@ def check_pass_at_k(pass_at_k: Callable[[int, int, int], Any]) -> str | None:
         return None
     likely = (
         (lambda n, r, k: r / n, "that is pass@1, whatever k is; k does not enter."),
-        (lambda n, r, k: 1 - (1 - r / n) ** k, "1 − (1 − right/n)^k draws the same sample again and "
-         "again. The k samples are different ones of the n: count choices (math.comb)."),
-        (lambda n, r, k: 1 - share_of_choices(n, r, k), "that is the chance that all k are wrong; "
+        (lambda n, r, k: 1 - (1 - r / n) ** k, "1 − (1 − right/n)^k draws the same sample again "
+         "and again. The k samples are different ones of the n: count choices (math.comb)."),
+        (lambda n, r, k: 1 - share_of_choices(n, r, k), "that is the chance that all k are wrong: "
          "pass@k is 1 less that."),
         (lambda n, r, k: min(1.0, k * r / n), "k times pass@1 counts choices with two right "
          "samples twice."),

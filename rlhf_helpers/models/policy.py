@@ -149,8 +149,7 @@ class Policy(nn.Module):
         """Log-probabilities and values of columns start .. start+width, with gradients.
 
         tokens, attention_mask [B, N]; trunk [B, N, h] or None to compute it.
-        Returns two tensors [B, width]; what stands behind a row's last attended token is
-        undefined there.
+        Returns two tensors [B, width], undefined behind a row's last attended token.
         """
 
         def compute(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor | None):
@@ -175,13 +174,10 @@ class Policy(nn.Module):
 
         def compute(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor, hidden: Tensor | None):
             hidden = self.top(trunk, tokens, mask) if hidden is None else hidden
-            ref_hidden = self.reference_top(trunk, tokens, mask)
-            seen, labels = slice(start, start + width), tokens[:, start + 1 : start + width + 1]
-            return (
-                self.label_logprobs(hidden[:, seen], labels),
-                self.label_logprobs(ref_hidden[:, seen], labels),
-                self.value(hidden[:, seen]),
-            )
+            ref_hidden = self.reference_top(trunk, tokens, mask)[:, start : start + width]
+            hidden, labels = hidden[:, start : start + width], tokens[:, start + 1 :][:, :width]
+            logprobs = (self.label_logprobs(h, labels) for h in (hidden, ref_hidden))
+            return *logprobs, self.value(hidden)
 
         width = tokens.shape[1] - 1 - start
         scored = in_length_groups(compute, start, width, attention_mask, tokens, trunk, hidden)
