@@ -82,11 +82,12 @@ def arithmetic(work, out, only) -> None:
     metrics.jsonl and samples.jsonl. What was stopped goes on where it was.
     """
     from rlhf_helpers.config.checks import wrong
-    from rlhf_helpers.config.paths import resolve_run_dir
+    from rlhf_helpers.config.paths import repo_root, resolve_run_dir
     from rlhf_helpers.progress import printable
     from rlhf_helpers.runs.files import made_directory, refuse_link, writing_to
 
     from .verifiable import RUNS, make_runs, write_reference_run
+    from .verifiable_report import rewrite_page
 
     if only is not None and not any(only in run.name for run in RUNS):
         raise wrong("--only", only, "no run has that in its name")
@@ -98,6 +99,9 @@ def arithmetic(work, out, only) -> None:
     with writing_to(place, "start it again: what is finished is kept"):
         make_runs(place, only=only)
         print(printable(str(write_reference_run(place, folder))))
+    page = repo_root() / "docs" / "verifiable_rewards.md"
+    if page.exists() and folder == repo_root() / "figures" / "reference_runs" / "arithmetic":
+        rewrite_page(page, folder)
 
 
 @click.command()
