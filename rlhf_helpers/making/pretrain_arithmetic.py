@@ -54,8 +54,8 @@ class ArithmeticConfig:
     adam_lr: float = 3e-3
     steps_shown: float = 0.4  # share of three-term answers with running totals, which are right
     wrong_share: float = 0.5  # share of the answers without them that are wrong
-    stop_greedy: float = 0.78  # where greedy answers are right that often, it takes its last ...
-    decay_steps: int = 300  # ... steps, over which the rate falls to a tenth
+    stop_greedy: float = 0.6  # where greedy answers are right that often, it takes its last ...
+    decay_steps: int = 1200  # ... steps, over which the rate falls to a tenth
     check_every: int = 250  # optimizer steps between two measurements
     check_problems: int = 256  # held-out problems in a measurement
     checkpoint_seconds: float = 60.0
@@ -169,7 +169,7 @@ def pretrain_arithmetic(
 def _pretrain(
     out_dir: Path, config: ArithmeticConfig
 ) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
-    saved = read_checkpoint(out_dir, asdict(config), may_change=("checkpoint_", "steps"))
+    saved = read_checkpoint(out_dir, asdict(config), may_change=("checkpoint_", "steps", "stop_", "decay_"))
     tokenizer = character_tokenizer()
     model = new_arithmetic_model(config, tokenizer).train()
     optimizers = _optimizers(model, config)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_helpers.config.profiles import Profile, load_profile, save_config
+import yaml
+
+from rlhf_helpers.config.profiles import Profile, load_profile
 from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.data.arithmetic import (
     Problem,
@@ -31,7 +33,13 @@ from rlhf_helpers.rewards.verifiers import (
     exact_answer,
     shows_steps,
 )
-from rlhf_helpers.runs.files import atomic_write_json, read_json, read_jsonl, write_jsonl
+from rlhf_helpers.runs.files import (
+    atomic_write_json,
+    atomic_write_text,
+    read_json,
+    read_jsonl,
+    write_jsonl,
+)
 from rlhf_helpers.training.api import train
 from rlhf_helpers.training.interval_evaluation import write_answers
 
@@ -184,7 +192,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def write_reference_run(work: Path, out: Path, profile: Profile | None = None) -> Path:
-    """evaluation.json, metrics.jsonl, samples.jsonl and config.yml of the finished runs."""
+    """evaluation.json, metrics.jsonl, samples.jsonl and profile.yml of the finished runs."""
     profile = profile or load_profile("arithmetic")
     before = read_json(work / "rows" / "before.json")
     finished = [run for run in RUNS if (work / "rows" / f"{run.name}.json").exists()]
@@ -204,7 +212,8 @@ def write_reference_run(work: Path, out: Path, profile: Profile | None = None) -
         samples += shown_samples(run, read_jsonl(work / run.name / "eval_samples.jsonl"))
     write_jsonl(out / "metrics.jsonl", lines)
     write_jsonl(out / "samples.jsonl", samples)
-    save_config(profile, out)
+    settings = yaml.safe_dump(profile.to_dict(), sort_keys=False)
+    atomic_write_text(out / "profile.yml", settings)  # no config.yml: the pipeline runs no such run
     return out
 
 

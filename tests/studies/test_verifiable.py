@@ -54,9 +54,9 @@ def test_all_have_the_same_budget(tmp_path):
         assert type(config.method) is kinds[run.method]
         assert config.method.semantics == "corrected" and config.train.seed == run.seed
         assert config.train.total_steps == profile.config.train.total_steps
-        # One optimizer step for each 512 answers.
+        # One optimizer step for each 256 answers.
         assert (config.method.num_rollouts, config.train.batch_size, config.method.ppo_epochs) == (
-            512, 512, 1,
+            256, 256, 1,
         )  # fmt: skip
 
 
