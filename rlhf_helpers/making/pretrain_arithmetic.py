@@ -169,7 +169,8 @@ def pretrain_arithmetic(
 def _pretrain(
     out_dir: Path, config: ArithmeticConfig
 ) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
-    saved = read_checkpoint(out_dir, asdict(config), may_change=("checkpoint_", "steps", "stop_", "decay_"))
+    length = ("checkpoint_", "steps", "stop_", "decay_")  # settings that a longer run may change
+    saved = read_checkpoint(out_dir, asdict(config), may_change=length)
     tokenizer = character_tokenizer()
     model = new_arithmetic_model(config, tokenizer).train()
     optimizers = _optimizers(model, config)
