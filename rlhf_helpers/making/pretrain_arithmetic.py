@@ -55,7 +55,7 @@ class ArithmeticConfig:
     steps_shown: float = 0.4  # share of three-term answers with running totals, which are right
     wrong_share: float = 0.5  # share of the answers without them that are wrong
     stop_greedy: float = 0.6  # where greedy answers are right that often, it takes its last ...
-    decay_steps: int = 1200  # ... steps, over which the rate falls to a tenth
+    decay_steps: int = 2500  # ... steps, over which the rate falls to a tenth
     check_every: int = 250  # optimizer steps between two measurements
     check_problems: int = 256  # held-out problems in a measurement
     checkpoint_seconds: float = 60.0
