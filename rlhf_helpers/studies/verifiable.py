@@ -46,6 +46,7 @@ from rlhf_helpers.training.interval_evaluation import write_answers
 TRAINING_PROBLEMS, ON_THE_WAY = 50_000, 256  # problems; those of the evaluations during a run
 LARGER, LARGER_ANSWERS = 200, 16  # problems one size larger, and samples of each
 ANSWERS = max(KS)  # samples of each held-out problem
+LONGER = 2  # times the steps of the others: the run with the sloppy verifier
 SHOWN = 24  # problems whose answers on the way are committed
 # What is kept of a run's lines of metrics.
 COURSE = (
@@ -87,6 +88,9 @@ def config_of(run: Run, profile: Profile, directory: Path) -> TRLConfig:
     """The profile's configuration with the run's method, seed and place."""
     settings = profile.config.to_dict()
     settings["train"] |= {"seed": run.seed, "checkpoint_dir": str(directory)}
+    if run.verifier == "sloppy":  # time to be fooled
+        settings["train"]["total_steps"] *= LONGER
+        settings["scheduler"]["kwargs"]["T_max"] *= LONGER
     if run.method == "grpo":
         settings["method"]["name"] = "GRPOConfig"
     if run.method == "ppo":
