@@ -46,7 +46,6 @@ from rlhf_helpers.training.interval_evaluation import write_answers
 TRAINING_PROBLEMS, ON_THE_WAY = 50_000, 256  # problems; those of the evaluations during a run
 LARGER, LARGER_ANSWERS = 200, 16  # problems one size larger, and samples of each
 ANSWERS = max(KS)  # samples of each held-out problem
-LONGER = 2  # times the steps of the others: the run with the sloppy verifier
 SHOWN = 24  # problems whose answers on the way are committed
 # What is kept of a run's lines of metrics.
 COURSE = (
@@ -63,12 +62,13 @@ class Run:
     method: str  # rloo, grpo or ppo
     seed: int
     verifier: str = "strict"  # or sloppy
+    budgets: int = 1  # times the profile's optimizer steps
 
     @property
     def name(self) -> str:
-        """Such as rloo-1000, or rloo-sloppy-1000."""
-        sloppy = "-sloppy" if self.verifier == "sloppy" else ""
-        return f"{self.method}{sloppy}-{self.seed}"
+        """Such as rloo-1000, rloo-long-1000 or rloo-sloppy-1000."""
+        kind = {"sloppy": "-sloppy"}.get(self.verifier, "-long" if self.budgets > 1 else "")
+        return f"{self.method}{kind}-{self.seed}"
 
     @property
     def reward_fn(self) -> Callable[..., list[float]]:
@@ -78,7 +78,8 @@ class Run:
 
 # By how much each is wanted, should there be no time for all.
 RUNS = (
-    Run("rloo", 1000), Run("rloo", 1000, "sloppy"), Run("grpo", 1000), Run("ppo", 1000),
+    Run("rloo", 1000), Run("rloo", 1000, "sloppy", budgets=2), Run("grpo", 1000),
+    Run("ppo", 1000), Run("rloo", 1000, budgets=2),
     Run("rloo", 1001), Run("grpo", 1001), Run("ppo", 1001),
     Run("rloo", 1002), Run("grpo", 1002), Run("ppo", 1002),
 )  # fmt: skip
@@ -88,9 +89,8 @@ def config_of(run: Run, profile: Profile, directory: Path) -> TRLConfig:
     """The profile's configuration with the run's method, seed and place."""
     settings = profile.config.to_dict()
     settings["train"] |= {"seed": run.seed, "checkpoint_dir": str(directory)}
-    if run.verifier == "sloppy":  # time to be fooled
-        settings["train"]["total_steps"] *= LONGER
-        settings["scheduler"]["kwargs"]["T_max"] *= LONGER
+    settings["train"]["total_steps"] *= run.budgets
+    settings["scheduler"]["kwargs"]["T_max"] *= run.budgets
     if run.method == "grpo":
         settings["method"]["name"] = "GRPOConfig"
     if run.method == "ppo":

@@ -23,7 +23,9 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         _line("before", "", evaluation["before"]),
     ]
     for run in evaluation["runs"].values():
-        lines.append(_line(f"{NAMES[run['method']]}, seed {run['seed']}", run["verifier"], run))
+        longer = ", twice the steps" if run.get("budgets", 1) > 1 else ""
+        name = f"{NAMES[run['method']]}, seed {run['seed']}{longer}"
+        lines.append(_line(name, run["verifier"], run))
     return "\n".join(lines)
 
 
