@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from tiny_runs import PROMPTS, run_config
+from tiny_runs import PROMPTS, run_config, tiny_train
 
+from rlhf_helpers.runs.files import read_jsonl
 from rlhf_helpers.training.semantics import semantics_of
 from rlhf_helpers.training.trainer import PPOTrainer
 from rlhf_helpers.training.update import method_loss
@@ -69,3 +70,22 @@ def test_where_nobody_has_one_a_step_still_works(tmp_path):
     assert len(batch.tokens) == 1
     loss, _, found = gradient(trainer, batch)
     assert loss.item() == 0 and all(g.abs().max() == 0 for g in found.values())
+
+
+def test_steps_without_any_advantage_do_not_make_the_next_one_look_like_an_explosion(tmp_path):
+    """A verifier that finds nothing right for some iterations, as at the start of a hard task."""
+    calls = []
+
+    def verifier(samples, **_):
+        calls.append(1)
+        found = len(calls) > 4
+        return [10.0 * (i % 4 == 0) * found for i in range(len(samples))]
+
+    tiny_train(
+        tmp_path, reward_fn=verifier, method__name="RLOOConfig", method__samples_per_prompt=4,
+        method__ppo_epochs=1, method__init_kl_coef=0.0, train__total_steps=12,
+        train__eval_interval=100,
+    )  # fmt: skip
+    norms = [line["grad_norm"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")
+             if "grad_norm" in line]  # fmt: skip
+    assert norms[0] == 0 and max(norms) > 1
