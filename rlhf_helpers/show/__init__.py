@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lesson_figures": ["clipping_plot", "next_token_plot", "rank_and_layers_plot"],
         "ppo_figures": ["practice_plot", "rounds_plot"],
         "verifiable_figures": [
-            "fooled_plot", "learning_plot", "parting_step", "pass_at_k_plot", "steps_plot",
+            "fooled_plot", "learning_plot", "pass_at_k_plot", "steps_plot",
         ],
         "run_figures": ["headline_figure", "semantics_figure"],
         "study_figures": ["course_figure", "frontier_figure", "judge_figure", "read_table"],

@@ -106,9 +106,3 @@ def fooled_plot(metrics: Sequence[Mapping[str, Any]], run: str) -> Figure:
     for ax in (left, right):
         ax.set(xlim=(0, None), xlabel="optimizer step")
     return figure
-
-
-def parting_step(metrics: Sequence[Mapping[str, Any]], run: str) -> int:
-    """The step of the evaluation at which most answers were right: where the verifiers part."""
-    steps, strict = course_of(metrics, run, "metrics/strict")
-    return steps[max(range(len(strict)), key=strict.__getitem__)]

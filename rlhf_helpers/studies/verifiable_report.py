@@ -62,6 +62,7 @@ def findings(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         f"Of the answers to sums of three terms {100 * evaluation['before']['steps']:.0f} % showed "
         f"a running total before training, {_range(shown, 100, 0, '')} % after it."
     )
+    said += [_steps_that_hold(name, metrics) for name in strict if _evaluations(name, metrics)]
     for name, run in evaluation["runs"].items():
         if run["verifier"] == "sloppy":
             said.append(_fooled(name, run, evaluation["before"], metrics))
@@ -73,6 +74,20 @@ def findings(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
     if evaluation["not_run"]:
         said.append(f"Not run: {', '.join(evaluation['not_run'])}.")
     return said
+
+
+def _evaluations(name: str, metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [m for m in metrics if m["run"] == name and m.get("metrics/steps_and_right")]
+
+
+def _steps_that_hold(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
+    lines = _evaluations(name, metrics)
+    first, last = (100 * m["metrics/steps_hold"] / m["metrics/steps_and_right"]
+                   for m in (lines[0], lines[-1]))  # fmt: skip
+    return (
+        f"{name}: of the right answers behind a running total, {first:.0f} % had a right one at "
+        f"step {lines[0]['step']} and {last:.0f} % at step {lines[-1]['step']}."
+    )
 
 
 def _fooled(

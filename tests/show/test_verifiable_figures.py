@@ -8,7 +8,6 @@ from rlhf_helpers.show.verifiable_figures import (
     fooled_plot,
     learning_plot,
     method_of,
-    parting_step,
     pass_at_k_plot,
     steps_plot,
 )
@@ -66,8 +65,7 @@ def test_steps_with_and_without():
     assert without[0] == pytest.approx(0.3 / 0.8) and math.isnan(without[1])
 
 
-def test_a_fooled_verifier_and_where_it_parts():
+def test_two_verifiers_and_the_length():
     left, right = fooled_plot(METRICS, "rloo-sloppy-1000").axes
     assert drawn(left) == [([0, 5, 9], [0.45, 0.8, 0.9]), ([0, 5, 9], [0.4, 0.7, 0.5])]
     assert drawn(right) == [([0, 5, 9], [3.0, 5.0, 9.0])]
-    assert parting_step(METRICS, "rloo-sloppy-1000") == 5

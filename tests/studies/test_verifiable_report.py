@@ -36,6 +36,8 @@ METRICS = [
     {"run": "rloo-sloppy-1000", "step": s, "metrics/strict": a, "metrics/sloppy": b}
     for s, a, b in ((0, 0.37, 0.4), (50, 0.68, 0.7), (100, 0.53, 0.79))
 ] + [
+    {"run": "rloo-1000", "step": 0, "metrics/steps_and_right": 0.2, "metrics/steps_hold": 0.19},
+    {"run": "rloo-1000", "step": 9, "metrics/steps_and_right": 0.4, "metrics/steps_hold": 0.3},
     {"run": "rloo-1000", "step": 1, "time/exp": 0.5},
     {"run": "rloo-1000", "step": 1, "time/forward": 0.2, "time/backward": 0.3},
 ]
@@ -57,11 +59,13 @@ def test_sentences_with_these_numbers():
                        "and below 0 in 1 of 2 runs.")  # fmt: skip
     assert said[2] == ("Of the answers to sums of three terms 36 % showed a running total before "
                        "training, 50 to 71 % after it.")  # fmt: skip
-    assert "right at step 50 (0.680, while 0.700 were paid for)" in said[3]
-    assert "0.530 were right and 0.790 paid for" in said[3]
-    assert "7.7 characters instead of 3.1" in said[3]
-    assert "took 1.0 s" in said[4]
-    assert said[5] == "Not run: ppo-1002."
+    assert said[3] == ("rloo-1000: of the right answers behind a running total, 95 % had a right "
+                       "one at step 0 and 75 % at step 9.")  # fmt: skip
+    assert "right at step 50 (0.680, while 0.700 were paid for)" in said[4]
+    assert "0.530 were right and 0.790 paid for" in said[4]
+    assert "7.7 characters instead of 3.1" in said[4]
+    assert "took 1.0 s" in said[5]
+    assert said[6] == "Not run: ppo-1002."
 
 
 def test_the_page_is_written_anew_between_its_marks(tmp_path):
