@@ -24,11 +24,15 @@ COMMANDS = {
     "evaluate": ("evaluation.commands:evaluate", "evaluate finished runs on a thousand prompts"),
     "study": ("studies.commands:study", "run a plan of configurations and seeds"),
     "preferences": ("studies.commands:preferences", "learn from preferences: pairs to policies"),
+    "arithmetic": ("studies.commands:arithmetic", "make the runs of notebook 07"),
     "sweep": ("studies.commands:sweep", "search over configuration fields with Ray Tune"),
     "bench": ("lab.commands:bench", "measure one PPO iteration"),
     "memory": ("lab.commands:memory", "predict, and measure, the memory of a run"),
     "pretrain": ("making.commands:pretrain", "make the shipped policy tiny-opt-imdb again"),
     "fine-tune": ("making.commands:fine_tune", "teach a model to write reviews, before PPO"),
+    "pretrain-arithmetic": (
+        "making.commands:pretrain_arithmetic", "make the base model of notebook 07 again"
+    ),
     "train-reward": ("making.commands:train_reward", "train the sentiment reward model again"),
     "train-judge": ("making.commands:train_judge", "train the independent judge again"),
 }

@@ -45,11 +45,12 @@ NOTEBOOKS = [
     "04_ppo_run.ipynb",
     "05_before_after_evaluation.ipynb",
     "06_preferences.ipynb",
+    "07_verifiable_rewards.ipynb",
 ]
 PARAMETERS = ("profile", "run_dir", "seed", "overrides", "reference_run")
 EXERCISES = [
     "02_exercises.ipynb", "03_exercises.ipynb", "04_exercises.ipynb", "05_exercises.ipynb",
-    "06_exercises.ipynb",
+    "06_exercises.ipynb", "07_exercises.ipynb",
 ]
 MAX_BYTES = 1_000_000
 MOST_CELLS = {"04_ppo_run.ipynb": 45}
@@ -66,6 +67,10 @@ WRITTEN = {
         "preference_probability", "bradley_terry_loss", "mean_states", "dpo_loss",
         "response_logprobs",
     },
+    "07_verifiable_rewards.ipynb": {
+        "exact_answer", "pass_at_k", "leave_one_out_advantages", "group_normalised_advantages",
+        "rloo_objective",
+    },
 }
 # Folded for JupyterLab, for Colab and nbformat, and for Jupyter Book.
 OUTPUT_FOLDED = ({"jupyter": {"outputs_hidden": True}, "collapsed": True}, "hide-output")
@@ -73,8 +78,8 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-    r"(?<![.\w])(?:sample|write_texts|mean_states|response_logprobs|assess|three_texts|reward_fn|score|try_it|examine|"
-    r"available_bytes)\("
+    r"(?<![.\w])(?:sample|write_texts|write_answers|rewards_of|curve|mean_states|"
+    r"response_logprobs|assess|three_texts|reward_fn|score|try_it|examine|available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )
 MEDIAN_LINES, LONGEST_CELL = 8, 40

@@ -10,6 +10,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "assets": ["AssetError", "find_asset"],
+        "arithmetic": [
+            "Problem", "heldout_problems", "larger_problems", "reasoning_task",
+            "training_problems",
+        ],
+        "gsm8k": ["gsm8k_prompts"],
         "reviews": ["heldout_prompts", "load_reviews", "load_snippets", "training_prompts"],
     },
-)
+)  # fmt: skip

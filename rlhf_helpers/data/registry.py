@@ -26,6 +26,7 @@ REGISTRY = {
     asset.name: asset
     for asset in (
         Asset("tiny-opt-imdb", "MIT", shipped=True),
+        Asset("tiny-opt-arithmetic", "MIT", shipped=True),
         Asset("sentiment-minilm", "MIT", shipped=True, needs=("all-minilm-l6-v2",)),
         Asset("ngram-judge", "MIT", shipped=True),
         Asset(
@@ -64,6 +65,15 @@ REGISTRY = {
                 "50a6f8c8c15e5bc70ea373728110db53"
             },
         ),
+        Asset(  # sums to solve: the problems are drawn by this file
+            "chain-sum",
+            "Apache-2.0",
+            kind="dataset",
+            package="reasoning-gym==0.1.25",
+            package_path="reasoning_gym/arithmetic",
+            sha256={"chain_sum.py": "7e811214e9e31aa67eeb5490a0cf8eb2"
+                "75fceab609c4523bb38ceec9f8dbcb9f"},
+        ),
         # Commits as many public projects pin them; the first two repositories' file hashes are
         # not known here.
         Asset(
@@ -94,6 +104,18 @@ REGISTRY = {
             "MIT",
             kind="dataset",
             revision="09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+        ),
+        # School problems in words (Cobbe et al. 2021), and a current small model to solve them.
+        Asset(
+            "openai/gsm8k",
+            "MIT",
+            kind="dataset",
+            revision="cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
+        ),
+        Asset(
+            "Qwen/Qwen3-0.6B",
+            "Apache-2.0",
+            revision="c1899de289a04d12100db370d81485cdf75e47ca",
         ),
     )
 }

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluate_run": ["evaluation_path"],
         "text_statistics": ["distinct_n"],
         "verdict": ["what_got_worse"],
+        "pass_at_k": ["pass_at_k", "pass_at_k_curve"],
         "sampling": ["EvalPrompt", "evaluation_prompts", "sample_records"],
     },
 )

@@ -24,5 +24,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_count", "check_gamed", "check_merge", "check_reward", "check_start",
             "check_temperature", "check_top_k",
         ],
+        "verifiable": [
+            "check_grpo", "check_pass_at_k", "check_token_weights", "check_verifier",
+        ],
     },
 )

@@ -25,6 +25,25 @@ def pretrain(out, seed, steps) -> None:
 
 
 @click.command()
+@click.option("--out", default="runs/pretrain_arithmetic", help="Where it goes.")
+@click.option("--seed", type=int, default=0)
+@click.option("--steps", type=int, help="Optimizer steps, at most.")
+def pretrain_arithmetic(out, seed, steps) -> None:
+    """Make tiny-opt-arithmetic again, the base model of notebook 07."""
+    from rlhf_helpers.config.paths import resolve_run_dir
+
+    from .arithmetic_report import NAME, publish_arithmetic
+    from .pretrain_arithmetic import ArithmeticConfig
+    from .pretrain_arithmetic import pretrain_arithmetic as make
+
+    config = ArithmeticConfig(seed=seed, **_given(steps=steps))
+    out_dir = resolve_run_dir(out)
+    model, tokenizer = make(out_dir, config)
+    found = publish_arithmetic(out_dir, out_dir / NAME, model, tokenizer, config)["heldout"]
+    print(f"greedy {found['greedy']:.3f}, pass@1 {found['pass_at_1']:.3f}; see {out_dir / NAME}")
+
+
+@click.command()
 @click.option("--out", required=True, help="Directory for the trained part.")
 @click.option("--steps", type=int, help="Optimizer steps.", show_default="as the shipped model")
 @click.option("--seed", type=int, default=0)

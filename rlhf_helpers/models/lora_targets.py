@@ -58,6 +58,7 @@ _PRESETS: dict[str, dict[str, list[str]]] = {
     "llama": _LLAMA_STYLE,
     "mistral": _LLAMA_STYLE,
     "qwen2": _LLAMA_STYLE,
+    "qwen3": _LLAMA_STYLE,
 }
 PRESET_NAMES = ("attention", "mlp", "all")
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_helpers.algorithms.length_groups import in_length_groups
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
 from rlhf_helpers.config.checks import ConfigError, ConfigWarning, shown
 from rlhf_helpers.config.reading import unreadable
@@ -148,13 +149,16 @@ class Policy(nn.Module):
         """Log-probabilities and values of columns start .. start+width, with gradients.
 
         tokens, attention_mask [B, N]; trunk [B, N, h] or None to compute it.
-        Returns two tensors [B, width].
+        Returns two tensors [B, width], undefined behind a row's last attended token.
         """
-        if trunk is None:
-            trunk = self.trunk(tokens, attention_mask)
-        hidden = self.top(trunk, tokens, attention_mask)[:, start : start + width]
-        labels = tokens[:, start + 1 : start + width + 1]
-        return self.label_logprobs(hidden, labels), self.value(hidden)
+
+        def compute(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor | None):
+            trunk = self.trunk(tokens, mask) if trunk is None else trunk
+            hidden = self.top(trunk, tokens, mask)[:, start : start + width]
+            labels = tokens[:, start + 1 : start + width + 1]
+            return self.label_logprobs(hidden, labels), self.value(hidden)
+
+        return in_length_groups(compute, start, width, attention_mask, tokens, trunk)
 
     @torch.no_grad()
     def score(
@@ -164,18 +168,20 @@ class Policy(nn.Module):
 
         `trunk` [B, N, h]: states that are known already, from sampling.
         """
+        hidden = None
         if trunk is None:
             trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
-        else:
-            hidden = self.top(trunk, tokens, attention_mask)
-        ref_hidden = self.reference_top(trunk, tokens, attention_mask)
-        labels = tokens[:, start + 1 :]
-        return Scored(
-            self.label_logprobs(hidden[:, start:-1], labels),
-            self.label_logprobs(ref_hidden[:, start:-1], labels),
-            self.value(hidden[:, start:-1]),
-            trunk,
-        )
+
+        def compute(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor, hidden: Tensor | None):
+            hidden = self.top(trunk, tokens, mask) if hidden is None else hidden
+            ref_hidden = self.reference_top(trunk, tokens, mask)[:, start : start + width]
+            hidden, labels = hidden[:, start : start + width], tokens[:, start + 1 :][:, :width]
+            logprobs = (self.label_logprobs(h, labels) for h in (hidden, ref_hidden))
+            return *logprobs, self.value(hidden)
+
+        width = tokens.shape[1] - 1 - start
+        scored = in_length_groups(compute, start, width, attention_mask, tokens, trunk, hidden)
+        return Scored(*scored, trunk)
 
     @torch.no_grad()
     def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:

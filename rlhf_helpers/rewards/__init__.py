@@ -15,6 +15,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "annotator": ["Gold", "annotate"],
         "learned": ["LearnedReward", "load_reward_model"],
         "task": ["post_prompts", "task_prompts", "task_reward"],
+        "verifiers": [
+            "answer_anywhere", "answer_metrics", "exact_answer", "final_answer",
+            "gsm8k_verifier", "reasoning_verifier", "shows_steps", "steps_hold",
+        ],
         "check": ["accuracy", "is_right", "reliability_rows", "reward_check", "surest_errors"],
     },
-)
+)  # fmt: skip

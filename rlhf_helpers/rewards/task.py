@@ -33,7 +33,7 @@ def task_prompts(profile: Profile, reviews: Dataset) -> list[str]:
 
 
 def task_reward(profile: Profile) -> Callable[..., list[float]]:
-    """The profile's reward function: P(label) of the sample, or of the output alone.
+    """The profile's reward function: a verifier, or P(label) of the sample or the output alone.
 
     Where `assets.reward` is the path of a reward model that was trained on preferences, it is
     that model's reward of the whole sample; ConfigError where the profile wants another text or
@@ -41,8 +41,11 @@ def task_reward(profile: Profile) -> Callable[..., list[float]]:
     """
     from .learned import is_reward_model, load_reward_model
     from .reward import sentiment_reward
+    from .verifiers import VERIFIERS
 
     name = profile.assets["reward"]
+    if name in VERIFIERS:
+        return VERIFIERS[name]
     directory = next((d for d in (Path(name), resolve_run_dir(name)) if is_reward_model(d)), None)
     if directory is None:
         return sentiment_reward(name, **profile.reward)

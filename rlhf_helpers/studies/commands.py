@@ -76,6 +76,39 @@ def preferences(plan, out, only, models_only) -> None:
 
 
 @click.command()
+@click.option("--work", help="Where runs go.", default="runs/arithmetic")
+@click.option("--out", help="Where files go.", default="figures/reference_runs/arithmetic")
+@click.option("--only", metavar="TEXT", help="Only runs whose name has this in it.")
+def arithmetic(work, out, only) -> None:
+    """Tune the base model of notebook 07 with RLOO, GRPO and PPO, three seeds each.
+
+    One run more is paid by a sloppy verifier. Leaves evaluation.json (pass@k by run),
+    metrics.jsonl and samples.jsonl. What was stopped goes on where it was.
+    """
+    from rlhf_helpers.config.checks import wrong
+    from rlhf_helpers.config.paths import repo_root, resolve_run_dir
+    from rlhf_helpers.progress import printable
+    from rlhf_helpers.runs.files import made_directory, refuse_link, writing_to
+
+    from .verifiable import RUNS, make_runs, write_reference_run
+    from .verifiable_report import rewrite_page
+
+    if only is not None and not any(only in run.name for run in RUNS):
+        raise wrong("--only", only, "no run has that in its name")
+    place, folder = resolve_run_dir(work), resolve_run_dir(out)
+    for path in (place, folder):
+        refuse_link(path)
+        made_directory(path)
+    made_directory(place / "rows")
+    with writing_to(place, "start it again: what is finished is kept"):
+        make_runs(place, only=only)
+        print(printable(str(write_reference_run(place, folder))))
+    page = repo_root() / "docs" / "verifiable_rewards.md"
+    if page.exists() and folder == repo_root() / "figures" / "reference_runs" / "arithmetic":
+        rewrite_page(page, folder)
+
+
+@click.command()
 @click.argument("sweep", metavar="SWEEP.yml")
 @click.argument("script", metavar="SCRIPT.py")
 @click.option("--out", default="sweeps", help="Where results go.")

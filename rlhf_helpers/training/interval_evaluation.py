@@ -1,4 +1,4 @@
-"""The evaluation that a run makes of itself every `eval_interval` steps."""
+"""Texts of a policy that are only looked at: a run's evaluation of itself, answers to problems."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_helpers.data.prompts import Prompt, metadata_of, pad_prompts
+from rlhf_helpers.data.prompts import Prompt, metadata_of, pad_prompts, tokenize_prompts
 from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.calling import call_metric_fn
 
 from .experience import RewardCaller
@@ -56,3 +57,36 @@ def metric_means(
         metric_fn, samples=samples, prompts=texts, outputs=outputs, **metadata_of(prompts)
     )
     return {f"metrics/{name}": torch.tensor(v).mean().item() for name, v in metrics.items()}
+
+
+@torch.no_grad()
+def write_answers(
+    policy: Policy,
+    prompts: Sequence[str],
+    n: int,
+    gen_kwargs: dict[str, Any],
+    seed: int = 0,
+    batch_size: int = 1024,
+    label: str = "Answers",
+) -> list[list[str]]:
+    """`n` outputs of the policy for each prompt, drawn as `gen_kwargs` say from `seed`.
+
+    The caller's random numbers stay as they are.
+    """
+    longest = 1 + max(map(len, prompts))  # no token is less than a character
+    tokenised = tokenize_prompts(prompts, policy.tokenizer, longest, add_special_tokens=True)
+    rows = [prompt for prompt in tokenised for _ in range(n)]
+    outputs: list[str] = []
+    with (
+        torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []),
+        policy.merged_for_sampling(),
+        Progress(len(rows), label, unit="answer") as progress,
+    ):
+        torch.manual_seed(seed)
+        for first in range(0, len(rows), batch_size):
+            batch = rows[first : first + batch_size]
+            ids, mask = pad_prompts(batch, policy.tokenizer.pad_token_id)
+            samples = policy.generate(ids, mask, **gen_kwargs).cpu()
+            outputs += decode(policy.tokenizer, ids, samples).outputs
+            progress.update(n=len(batch))
+    return [outputs[i * n : (i + 1) * n] for i in range(len(prompts))]

@@ -43,6 +43,7 @@ class Minibatch:
     advantages: Tensor  # [B, T], before whitening; RLOO and GRPO: [B, 1], of whole responses
     returns: Tensor  # [B, T]; RLOO and GRPO: the advantages again
     trunk: Tensor | None  # [B, N, h]
+    share: float = 1.0  # B as a share of the rollouts that this step is taken on: see `teaching`
 
 
 @dataclass
@@ -89,6 +90,10 @@ class RolloutStore:
         """Those with these indices, in this order."""
         rows = torch.tensor(list(indices), device=self.device)
         return self._map(lambda x: x[rows], lambda x: [x[i] for i in indices])
+
+    def teaching(self) -> list[bool]:
+        """Of each whether its advantage is not 0: without one it has no part in a gradient."""
+        return self.advantages.any(dim=1).tolist()
 
     def minibatch(self, indices: Sequence[int], semantics: Semantics) -> Minibatch:
         """Those with these indices, cut to the widest among them."""

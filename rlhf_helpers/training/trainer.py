@@ -22,6 +22,7 @@ from torch import Tensor
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.checks import ConfigWarning
 from rlhf_helpers.config.kwargs import optimizer_class_path, scheduler_class_path
+from rlhf_helpers.config.sections import GRPOConfig
 from rlhf_helpers.config.trl_config import TRLConfig
 from rlhf_helpers.data.prompts import (
     PromptStream,
@@ -117,6 +118,7 @@ class PPOTrainer:
         self.saving = Saving(self)
         self._interrupts: list[int] = []
         self._minibatch: tuple[RolloutStore, list[int], Minibatch] | None = None
+        self._taught: tuple[RolloutStore, list[bool]] | None = None
         self.policy.set_dropout(active=self.semantics.dropout_outside_updates)
         self.policy.temperature = self.semantics.logprob_temperature(policy, method)
         self.processes.seed(train.seed)
@@ -324,8 +326,24 @@ class PPOTrainer:
         """
         store, chosen, kept = self.store, list(indices), self._minibatch
         if kept is None or kept[0] is not store or kept[1] != chosen:
-            kept = self._minibatch = store, chosen, store.minibatch(chosen, self.semantics)
+            taught = self._teaching(chosen)
+            batch = store.minibatch(taught, self.semantics)
+            batch.share = len(taught) / len(chosen)
+            kept = self._minibatch = store, chosen, batch
         return kept[2]
+
+    def _teaching(self, indices: list[int]) -> list[int]:
+        """Those of the rollouts that have a part in the gradient; at least one.
+
+        Where all samples of a prompt score the same, RLOO's and GRPO's advantages are 0, and so
+        is all that these samples would add. A KL penalty in GRPO's loss is of all samples.
+        """
+        in_loss = isinstance(self.config.method, GRPOConfig) and self.kl_ctl.value != 0
+        if self.has_critic or in_loss:
+            return indices
+        if self._taught is None or self._taught[0] is not self.store:
+            self._taught = self.store, self.store.teaching()
+        return [i for i in indices if self._taught[1][i]] or indices[:1]
 
     def loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's loss on a minibatch, with gradients, and its statistics."""

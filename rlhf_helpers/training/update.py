@@ -34,14 +34,23 @@ def method_loss(
     width = batch.logprobs.shape[1]
     logprobs, values = model(batch.tokens, batch.attention_mask, batch.start, width, batch.trunk)
     if isinstance(method, RLOOConfig):
-        return rloo_loss(logprobs, batch.logprobs, batch.advantages[:, 0], batch.loss_mask)
+        loss = rloo_loss(logprobs, batch.logprobs, batch.advantages[:, 0], batch.loss_mask)
+        return _of_all(loss, batch.share)
     if isinstance(method, GRPOConfig):
-        return grpo_loss(
+        loss = grpo_loss(
             logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages[:, 0],
             batch.loss_mask,
             cliprange=method.cliprange, kl_coef=kl_coef,
         )  # fmt: skip
+        return _of_all(loss, batch.share)
     return _ppo(logprobs, values, batch, method, semantics, processes)
+
+
+def _of_all(loss: Loss, share: float) -> Loss:
+    """A mean over some rollouts, as the mean over all of which they are a share; the rest add 0."""
+    total, stats = loss
+    scaled = {name: x * share if name.startswith("losses/") else x for name, x in stats.items()}
+    return total * share, scaled | {"rollout/teaching": share}
 
 
 def _ppo(

@@ -77,7 +77,8 @@ class Watchdog:
                 f"{self.smaller_steps()}, or raise train.watchdog.max_gradient_growth, "
                 f"now {limit:g}"
             )
-        self.norms.append(norm)
+        if norm > 0:  # where all samples of each prompt score the same, RLOO and GRPO learn nothing
+            self.norms.append(norm)
         return None
 
     @torch.no_grad()
