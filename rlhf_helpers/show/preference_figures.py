@@ -78,11 +78,9 @@ def parting_plot(
             looks = {"color": colour, "marker": ".", "linestyle": SEED_STYLES[i % 4]}
             for ax, field in ((proxy, "proxy"), (gold, "gold")):
                 ax.plot(kl, [row[field] for row in course], **looks, label=None if i else label)
-    gold_name = str(rows[0]["gold_name"])
-    unit = "P(positive)" if gold_name == "sentiment" else "standard deviations"
+    unit = "P(positive)" if rows[0]["gold_name"] == "sentiment" else "standard deviations"
     proxy.set(title="What the reward model says", ylabel="proxy (standard deviations)")
-    wanted = "What was wanted" if gold_name == "sentiment" else f"Wanted: {gold_name}"
-    gold.set(title=wanted, ylabel=f"gold: {unit}")
+    gold.set(title="What was wanted", ylabel=f"gold: {unit}")
     for ax in (proxy, gold):
         ax.set_xlabel("KL to the reference (nats)")
         ax.set_xlim(left=0)

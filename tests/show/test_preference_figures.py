@@ -52,7 +52,6 @@ def test_the_second_gold_is_named_with_its_unit(rows):
         row["gold_name"] = "sentiment and fluency"
     _, gold = parting_plot(rows, {"PPO, 64": "few"}, "name").axes
     assert gold.get_ylabel() == "gold: standard deviations"
-    assert gold.get_title(loc="left") == "Wanted: sentiment and fluency"
 
 
 def test_best_of_n_is_read_and_its_lines_go_from_kl_to_kl(tmp_path):
