@@ -74,7 +74,7 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-    r"(?<![.\w])(?:sample|write_texts|write_answers|rewards_of|curve|assess|three_texts|reward_fn|"
+    r"(?<![.\w])(?:sample|write_texts|write_answers|write|curve|assess|three_texts|reward_fn|"
     r"score|try_it|examine|available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )
