@@ -78,13 +78,8 @@ SOURCE_FOLDED = ({"jupyter": {"source_hidden": True}, "cellView": "form"}, "hide
 IGNORED = "nbval-ignore-output"
 # What a cell calls whose output depends on the machine, or on the sums that its processor forms.
 LIVE = re.compile(
-<<<<<<< HEAD
-    r"(?<![.\w])(?:sample|write_texts|write_answers|rewards_of|curve|mean_states|"
-    r"response_logprobs|assess|three_texts|reward_fn|score|try_it|examine|available_bytes)\("
-=======
-    r"(?<![.\w])(?:sample|write_texts|write_answers|write|curve|assess|three_texts|reward_fn|"
-    r"score|try_it|examine|available_bytes)\("
->>>>>>> arith
+    r"(?<![.\w])(?:sample|write_texts|write_answers|write|curve|mean_states|response_logprobs|"
+    r"assess|three_texts|reward_fn|score|try_it|examine|available_bytes)\("
     r"|\bpolicy\.(?:generate|base)\(|\b(?:probabilities|findings)\b"
 )
 MEDIAN_LINES, LONGEST_CELL = 8, 40

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from PIL import Image
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 ORANGE, BLUE, GREEN = "#E69F00", "#0072B2", "#009E73"
@@ -29,7 +30,15 @@ class ShownFigure(Figure):
         """The picture, drawn finer than it is shown, and the width to show it at."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=NOTEBOOK_DPI)
-        return buffer.getvalue(), {"width": round(100 * WIDTH)}
+        return in_palette(buffer.getvalue()), {"width": round(100 * WIDTH)}
+
+
+def in_palette(png: bytes) -> bytes:
+    """The same picture with the 256 colours that suit it best: a third of the bytes."""
+    smaller = io.BytesIO()
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(smaller, format="png", optimize=True)
+    return min(png, smaller.getvalue(), key=len)
 
 
 def style() -> AbstractContextManager:
