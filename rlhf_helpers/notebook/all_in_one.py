@@ -1,6 +1,6 @@
 """The whole chain from one cell, for a Colab machine that is thrown away afterwards.
 
-Opened by their own badges, five notebooks may get five machines, none of which has the files of
+Opened by their own badges, notebooks may get a machine each, none of which has the files of
 another. notebooks/colab/all_in_one.ipynb calls what is here instead.
 """
 
@@ -57,7 +57,7 @@ def run_everything(
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> RunDir:
-    """Run the five notebooks one after another, show before and after; the run directory.
+    """Run all notebooks one after another, show before and after; the run directory.
 
     `profile` None takes the one that fits the machine. The same call after an interruption goes on
     from the last checkpoint, on another machine too where the run is kept in Drive. Raises what

@@ -1,4 +1,4 @@
-"""The five notebooks as one papermill run, with progress, a manifest and a clear first failure.
+"""All notebooks as one papermill run, with progress, a manifest and a clear first failure.
 
     python -m rlhf_helpers run --profile cpu --run-dir runs/cpu
 
