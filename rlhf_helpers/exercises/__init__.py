@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_rloo",
         ],
         "preferences": [
-            "check_annotator", "check_best_of_n", "check_dpo", "check_last_state",
+            "check_annotator", "check_best_by_proxy", "check_dpo", "check_last_state",
             "check_reward_loss",
         ],
         "sampling_and_lora": [

@@ -130,7 +130,7 @@ TRUTH = ((0.7, 0.2, 0.9, 0.1), (0.4, 0.1, 0.6, 0.5), (0.3, 0.9, 0.5, 0.2))
 
 
 @report
-def check_best_of_n(gold_of_best: Callable[..., Any]) -> str | None:
+def check_best_by_proxy(gold_of_best: Callable[..., Any]) -> str | None:
     """gold_of_best(proxy [B, n], gold [B, n]) -> gold of the text that proxy likes best, [B]."""
     proxy, gold = torch.tensor(CANDIDATES), torch.tensor(TRUTH)
     found = gold_of_best(proxy, gold)

@@ -79,7 +79,7 @@ def profile_text(prediction: MemoryPrediction) -> str:
 
 def profile_rows() -> list[dict[str, Any]]:
     """Every profile on the device it is meant for: predicted GB and the largest part."""
-    on_cpu = {"cpu", "smoke", "smollm2", "study"}
+    on_cpu = {"arithmetic", "cpu", "smoke", "smollm2", "study"}
     variants = [(name, {}) for name in profile_names()]
     variants.append(("alpaca-7b", {"model.load_in_4bit": True, "model.dtype": "float16"}))
     rows = []

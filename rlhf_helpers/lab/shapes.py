@@ -28,6 +28,10 @@ SHAPES: dict[str, dict[str, Any]] = {
                          num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
                          max_position_embeddings=8192, vocab_size=49152, bos_token_id=1,
                          eos_token_id=2, tie_word_embeddings=True),
+    "qwen3-0.6b": dict(model_type="qwen3", hidden_size=1024, num_hidden_layers=28,
+                       num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+                       intermediate_size=3072, max_position_embeddings=40960, vocab_size=151936,
+                       bos_token_id=151643, eos_token_id=151645, tie_word_embeddings=True),
 }  # fmt: skip
 
 # Models by the names that profiles give them: memory is predicted without their files.
@@ -35,10 +39,14 @@ KNOWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-125m": ("opt-125m", {}),
     "facebook/opt-1.3b": ("opt-1.3b", {}),
     "smollm2-135m-instruct": ("smollm2-135m", {}),
+    "Qwen/Qwen3-0.6B": ("qwen3-0.6b", {}),
     "chavinlo/alpaca-native": ("llama-7b", {"vocab_size": 32001}),  # and a padding token
 }
 # Parameters and width of classifiers; `parameters` of others are taken from their files.
+VERIFIER = {"parameters": 0, "width": 0}  # a program that checks answers holds no model
 CLASSIFIERS = {
+    "chain-sum": VERIFIER,
+    "openai/gsm8k": VERIFIER,
     "sentiment-minilm": {"parameters": 22_713_986, "width": 384},
     "lvwerra/distilbert-imdb": {"parameters": 66_955_010, "width": 768},
 }

@@ -43,7 +43,7 @@ RIGHT = [
     (checks.check_annotator, annotator),
     (checks.check_reward_loss, loss_by_softplus),
     (checks.check_last_state, last_by_flip),
-    (checks.check_best_of_n, gold_by_sorting),
+    (checks.check_best_by_proxy, gold_by_sorting),
     (checks.check_dpo, dpo_by_softplus),
 ]
 
@@ -102,14 +102,14 @@ MISTAKES = [
     (checks.check_last_state, "the first token", lambda hidden, seen: hidden[:, 0]),
     (checks.check_last_state, "seen.sum", lambda hidden, seen: hidden.sum(1)),
 
-    (checks.check_best_of_n, "did you forget `return`", lambda *given: None),
-    (checks.check_best_of_n, "for each prompt",
+    (checks.check_best_by_proxy, "did you forget `return`", lambda *given: None),
+    (checks.check_best_by_proxy, "for each prompt",
      lambda proxy, gold: gold_by_sorting(proxy, gold).mean()),
-    (checks.check_best_of_n, "no project has", lambda proxy, gold: gold.max(1).values),
-    (checks.check_best_of_n, "of its own choice", lambda proxy, gold: proxy.max(1).values),
-    (checks.check_best_of_n, "the places", lambda proxy, gold: proxy.argmax(1)),
-    (checks.check_best_of_n, "likes least", lambda proxy, gold: gold_by_sorting(-proxy, gold)),
-    (checks.check_best_of_n, "where is proxy largest", lambda proxy, gold: gold[:, 0]),
+    (checks.check_best_by_proxy, "no project has", lambda proxy, gold: gold.max(1).values),
+    (checks.check_best_by_proxy, "of its own choice", lambda proxy, gold: proxy.max(1).values),
+    (checks.check_best_by_proxy, "the places", lambda proxy, gold: proxy.argmax(1)),
+    (checks.check_best_by_proxy, "likes least", lambda proxy, gold: gold_by_sorting(-proxy, gold)),
+    (checks.check_best_by_proxy, "where is proxy largest", lambda proxy, gold: gold[:, 0]),
 
     (checks.check_dpo, "did you forget `return`", lambda *given: None),
     (checks.check_dpo, "one number", lambda w, x, rw, rx, b: F.softplus(-b * (w - rw - x + rx))),

@@ -58,3 +58,16 @@ def test_tests_lie_in_rooms_of_the_same_names():
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert folders <= {room.name for room in ROOMS} | {"book", "browser", "package", "pretend_gpu"}
     assert not list((ROOT / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=lambda p: p.parent.name)
+def test_a_room_hands_on_each_name_once(path):
+    """Of two that are called alike the second would hide the first, without a word."""
+    names = [
+        name.value
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.keyword) and call.arg == "submod_attrs"
+        for names in call.value.values
+        for name in names.elts
+    ]
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
