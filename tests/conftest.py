@@ -1,6 +1,6 @@
 """Options of the test suite, and one thread for each of its processes.
 
-With RLHF_NO_SKIPS=1 (.ci/run sets it for the slow tests) a test that is skipped is a failure,
+With RLHF_NO_SKIPS=1 a test that is skipped is a failure,
 unless it is skipped for a reason of MAY_BE_SKIPPED.
 """
 
