@@ -1,6 +1,6 @@
 """Checks of the exercises to notebook 05: pairs, intervals, perplexity, best of n.
 
-As in `sampling_and_lora.py`, a check is called with the reader's function and says in one sentence
+As `checking.py` says, a check is called with the reader's function and says in one sentence
 that it is right, or what is most likely wrong. What it compares with is worked out in another way
 than in the solution: number by number, in plain Python.
 """
@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-from .sampling_and_lora import close, report
-
-NOTHING = "it returns None; did you forget `return`?"
-
+from .checking import NOTHING, close, report
 
 # --- pairs ----------------------------------------------------------------------------------------
 

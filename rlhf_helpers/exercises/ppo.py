@@ -1,6 +1,6 @@
 """Checks of the exercises to notebook 04: advantages, clipping, KL, masks, rewards, RLOO.
 
-As in `sampling_and_lora.py`, a check is called with the reader's function, says in one sentence
+As `checking.py` says, a check is called with the reader's function, says in one sentence
 what is right or most likely wrong, and compares with numbers that are worked out in another way
 than in the solution: by sums over single tokens, in plain Python.
 """
@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from .sampling_and_lora import close, report
+from .checking import NOTHING, close, not_one_number, report
 
 GAMMA, LAM = 0.9, 0.8
 VALUES = ((0.5, 0.4, 0.7, 0.2), (0.1, 0.3, 0.6, 0.9))
 REWARDS = ((0.0, -0.1, 0.2, 1.0), (0.3, 0.0, -0.2, 0.5))
-NOTHING = "it returns None; did you forget `return`?"
 
 
 # --- generalised advantage estimation -------------------------------------------------------------
@@ -116,11 +115,9 @@ def check_clipped_loss(clipped_loss: Callable[..., Any]) -> str | None:
     old = torch.full((2, 5), math.log(0.1))
     given = (old + torch.tensor(RATIOS).log(), old, torch.tensor(ADVANTAGES), torch.tensor(MASK))
     found = clipped_loss(*given, CLIPRANGE)
-    if found is None:
-        return NOTHING
+    if mistake := not_one_number(found):
+        return mistake
     found = torch.as_tensor(found).detach()
-    if found.numel() != 1:
-        return f"a loss is one number; this has the shape {list(found.shape)}: take the mean."
     found = found.reshape(())
     over_padding = loss_by_sums(_right) * 8 / 10  # 8 of 10 tokens count
     likely = (

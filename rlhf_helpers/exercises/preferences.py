@@ -1,6 +1,6 @@
 """Checks of the exercises to notebook 06: preferences, reward models, best of n, DPO.
 
-As in `sampling_and_lora.py`, a check is called with the reader's function, says in one sentence
+As `checking.py` says, a check is called with the reader's function, says in one sentence
 what is right or most likely wrong, and compares with numbers that are worked out in another way
 than in the solution: one pair or one text after the other, in plain Python.
 """
@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from .sampling_and_lora import close, report
-
-NOTHING = "it returns None; did you forget `return`?"
+from .checking import NOTHING, close, not_one_number, report
 
 # --- Bradley-Terry --------------------------------------------------------------------------------
 
@@ -69,11 +67,9 @@ def check_annotator(prefers_first: Callable[..., Any]) -> str | None:
 def check_reward_loss(reward_loss: Callable[..., Any]) -> str | None:
     """reward_loss(chosen [n], rejected [n]) -> the loss of a reward model, one number."""
     found = reward_loss(torch.tensor(FIRST), torch.tensor(SECOND))
-    if found is None:
-        return NOTHING
+    if mistake := not_one_number(found):
+        return mistake
     found = torch.as_tensor(found).detach()
-    if found.numel() != 1:
-        return f"a loss is one number; this has the shape {list(found.shape)}: take the mean."
     p = [odds(a, b, 1.0) for a, b in zip(FIRST, SECOND, strict=True)]
     right = -sum(math.log(x) for x in p) / 4
     likely = (
@@ -181,11 +177,9 @@ def check_dpo(dpo_loss: Callable[..., Any]) -> str | None:
     """
     given = (torch.tensor(x) for x in (CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED))
     found = dpo_loss(*given, BETA)
-    if found is None:
-        return NOTHING
+    if mistake := not_one_number(found):
+        return mistake
     found = torch.as_tensor(found).detach()
-    if found.numel() != 1:
-        return f"a loss is one number; this has the shape {list(found.shape)}: take the mean."
     likely = (
         (dpo_by_pairs(), None),
         (-dpo_by_pairs(), "the sign: the probability of the answers is to be large, and a loss is "

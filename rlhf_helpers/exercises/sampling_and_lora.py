@@ -1,8 +1,6 @@
 """Checks of the exercises to notebooks 02 and 03: each names the mistake that it finds.
 
-A check is called with the reader's function and says in one sentence that it is right, or what is
-most likely wrong. It raises nothing, so that a notebook runs to its end with exercises still open.
-What a check compares with is worked out here in another way than in the solution.
+What they have in common stands in `checking.py`.
 """
 
 from __future__ import annotations
@@ -14,33 +12,9 @@ from typing import Any
 
 import torch
 
-RIGHT = "Right."
-OPEN = "Still open: write the function in the cell above, run it, and run this cell again."
+from .checking import NOTHING, close, report
+
 LOGITS = (2.0, 1.0, 0.0, -1.0)
-
-
-def report(find_mistake: Callable[..., str | None]) -> Callable[..., None]:
-    """Turn a function that returns the likely mistake, or None, into a check that prints."""
-
-    def check(*functions: Callable[..., Any]) -> None:
-        try:
-            mistake = find_mistake(*functions)
-        except NotImplementedError:
-            print(OPEN)
-            return
-        except Exception as error:  # the reader's own, whatever it is
-            mistake = f"it raised {type(error).__name__}: {error}"
-        print(RIGHT if mistake is None else f"Not yet: {mistake}")
-
-    check.__name__ = check.__qualname__ = find_mistake.__name__
-    check.__doc__ = find_mistake.__doc__
-    return check
-
-
-def close(a: Any, b: Any) -> bool:
-    """Equal but for rounding, and of the same shape."""
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
 
 
 # --- 02: sampling ---------------------------------------------------------------------------------
@@ -54,7 +28,7 @@ def check_temperature(with_temperature: Callable[[torch.Tensor, float], Any]) ->
     plain = [x / sum(plain) for x in plain]
     found = with_temperature(logits.clone(), 1.0)
     if found is None:
-        return "it returns None; did you forget `return`?"
+        return NOTHING
     if close(found, LOGITS):
         return "it returns logits; turn them into probabilities with softmax."
     if not close(found, plain):
@@ -86,7 +60,7 @@ def check_top_k(top_k: Callable[[torch.Tensor, int], Any]) -> str | None:
     given = probabilities.clone()
     found = top_k(given, 2)
     if found is None:
-        return "it returns None; did you forget `return`?"
+        return NOTHING
     found = torch.as_tensor(found).double()
     if found.shape != probabilities.shape:
         return (
@@ -126,7 +100,7 @@ def check_reward(reward_fn: Callable[..., Any]) -> str | None:
 
     found = call(samples)
     if found is None:
-        return "it returns None; did you forget `return`?"
+        return NOTHING
     if isinstance(found, int | float):
         return "it returns one number for all; return a list with one number for each sample."
     found = list(found)
@@ -165,7 +139,7 @@ def check_count(lora_size: Callable[[int, int, int], Any]) -> str | None:
     """lora_size(width_in, width_out, rank) -> how many numbers A and B have together."""
     found = lora_size(768, 192, 16)
     if found is None:
-        return "it returns None; did you forget `return`?"
+        return NOTHING
     expected = 16 * 768 + 192 * 16  # rows times columns of A, and of B
     if found == expected:
         return None if lora_size(5, 3, 1) == 8 else "for 5 inputs, 3 outputs and rank 1 it is 8."
@@ -212,7 +186,7 @@ def check_merge(merge: Callable[..., Any]) -> str | None:
     kept = W.clone()
     found = merge(W, A, B, alpha)
     if found is None:
-        return "it returns None; did you forget `return`?"
+        return NOTHING
     if not close(W, kept):
         return "it changes W itself; the frozen matrix is still needed, for the reference policy."
     found = torch.as_tensor(found).detach()

@@ -1,6 +1,6 @@
 """Checks of the exercises to notebook 07: pass@k, a group's advantages, length bias, a verifier.
 
-As in `sampling_and_lora.py`, a check is called with the reader's function and says in one sentence
+As `checking.py` says, a check is called with the reader's function and says in one sentence
 what is right or most likely wrong. It compares with numbers that are worked out in another way than
 in the solution: by counting choices, or row by row in plain Python.
 """
@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 
-from .sampling_and_lora import close, report
-
-NOTHING = "it returns None; did you forget `return`?"
+from .checking import NOTHING, close, report
 
 # --- pass@k ---------------------------------------------------------------------------------------
 

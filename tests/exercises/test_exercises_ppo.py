@@ -4,14 +4,9 @@ import math
 
 import pytest
 import torch
+from exercise_answers import named_mistakes, right_answers, still_open
 
 from rlhf_helpers.exercises import ppo as checks
-
-
-def said(capsys, check, answer):
-    check(answer)
-    return capsys.readouterr().out.strip()
-
 
 # --- right answers, written in other ways than in the notebook ---
 
@@ -74,16 +69,10 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("check, answer", RIGHT, ids=lambda x: x.__name__)
-def test_a_right_answer_is_right(capsys, check, answer):
-    assert said(capsys, check, answer) == "Right."
+test_a_right_answer_is_right = right_answers(RIGHT)
 
 
 # --- the mistakes that the checks name: words of the sentence -> the wrong answer ---
-
-
-def still_open(*_):
-    raise NotImplementedError
 
 
 def gae_with(values, rewards, gamma, lam, following_of=None, next_gamma=None, decay=None):
@@ -266,11 +255,7 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("check, words, wrong", MISTAKES, ids=lambda x: getattr(x, "__name__", x))
-def test_each_mistake_is_named(capsys, check, words, wrong):
-    sentence = said(capsys, check, wrong)
-    assert words in sentence
-    assert sentence.startswith("Still open" if words == "Still open" else "Not yet: ")
+test_each_mistake_is_named = named_mistakes(MISTAKES)
 
 
 def test_the_numbers_to_compare_with_are_those_of_a_calculator():
