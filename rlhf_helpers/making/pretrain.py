@@ -193,6 +193,26 @@ def new_model(config: PretrainConfig) -> OPTForCausalLM:
     )
 
 
+def muon_and_adam(
+    model: OPTForCausalLM, muon_lr: float, adam_lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, which alone decay; AdamW for embeddings, norms and biases."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        Muon(matrices, lr=muon_lr, weight_decay=weight_decay),
+        torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def apply_gradients(model: OPTForCausalLM, optimizers: list[torch.optim.Optimizer]) -> None:
+    """One step of both optimizers, AdamW's gradients clipped (Muon's have no scale); then none."""
+    torch.nn.utils.clip_grad_norm_(optimizers[1].param_groups[0]["params"], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+
+
 def pretrain(
     out_dir: str | Path, config: PretrainConfig
 ) -> tuple[OPTForCausalLM, PreTrainedTokenizerFast]:
@@ -220,12 +240,7 @@ def _pretrain(
     stream = token_stream(tokenizer, texts)
 
     model = new_model(config).train()
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [
-        Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    optimizers = muon_and_adam(model, config.muon_lr, config.adam_lr, config.weight_decay)
     first_step = _resume(saved, out_dir, model, optimizers, config)
     started = last_saved = last_logged = time.time()
     losses: list[float] = []
@@ -255,10 +270,7 @@ def _step(model, optimizers, rows: torch.Tensor, step: int, config: PretrainConf
     adam.param_groups[0]["lr"] = config.adam_lr * factor
     loss = mean_nats(model, rows)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
+    apply_gradients(model, optimizers)
     return loss.item()
 
 

@@ -29,7 +29,7 @@ from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import append_jsonl, write_jsonl, writing_to
 
 from .checkpoints import opened, read_checkpoint, save_checkpoint
-from .pretrain import Muon
+from .pretrain import apply_gradients, muon_and_adam
 
 CHARACTERS = "0123456789+-="
 END, PAD = "$", "_"
@@ -173,7 +173,7 @@ def _pretrain(
     saved = read_checkpoint(out_dir, asdict(config), may_change=length)
     tokenizer = character_tokenizer()
     model = new_arithmetic_model(config, tokenizer).train()
-    optimizers = _optimizers(model, config)
+    optimizers = muon_and_adam(model, config.muon_lr, config.adam_lr, weight_decay=0.01)
     step, decay_from = _resume(saved, out_dir, model, optimizers)
     problems = heldout_problems(config.check_problems)
     last_saved, losses = time.time(), []
@@ -212,15 +212,6 @@ def _set_rate(optimizers, step: int, decay_from: int | None, config: ArithmeticC
         optimizer.param_groups[0]["lr"] = rate * factor
 
 
-def _optimizers(model: OPTForCausalLM, config: ArithmeticConfig) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [
-        Muon(matrices, lr=config.muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
 def _step(model, optimizers, groups: list[tuple[Tensor, Tensor]]) -> float:
     """One optimizer step on the answers' tokens; the loss in nats a token."""
     n_tokens = sum(int(is_answer.sum()) for _, is_answer in groups)
@@ -231,10 +222,7 @@ def _step(model, optimizers, groups: list[tuple[Tensor, Tensor]]) -> float:
         loss = F.cross_entropy(logits, ids[:, 1:][wanted], reduction="sum") / n_tokens
         loss.backward()
         total += loss.item()
-    torch.nn.utils.clip_grad_norm_(optimizers[1].param_groups[0]["params"], 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
+    apply_gradients(model, optimizers)
     return total
 
 
