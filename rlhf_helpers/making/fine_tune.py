@@ -49,9 +49,9 @@ from rlhf_helpers.runs.files import (
 from rlhf_helpers.runs.manifest import library_versions
 
 from .checkpoints import CHECKPOINT, opened, read_checkpoint, save_checkpoint
+from .pretrain_report import unpicked_samples
 
 N_SAMPLES = 8
-SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class FineTuning:
         """One optimizer step; its loss, in nats a token."""
         config = self.config
         chosen = [self.rows[i] for i in rows_of_step(len(self.rows), self.step, config)]
-        loss = language_loss(self.policy, chosen)
+        loss = language_loss_of_rows(self.policy, chosen)
         warmup = max(config.warmup_share * config.steps, 1.0)
         factor = min((self.step + 1) / warmup, 1 - self.step / config.steps)
         for group in self.optimizer.param_groups:
@@ -181,7 +181,7 @@ class FineTuning:
     def _measured(self) -> dict[str, Any]:
         return {
             **bits_per_byte(self.policy, self.heldout, self.config.max_tokens),
-            "samples": samples(self.policy, self.prompts),
+            "samples": unpicked_samples(self.policy.base, self.policy.tokenizer, self.prompts),
         }
 
     # --- files -----------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def rows_of_step(n: int, step: int, config: FineTuneConfig) -> list[int]:
     return order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
 
 
-def language_loss(policy: Policy, rows: Sequence[Sequence[int]]) -> Tensor:
+def language_loss_of_rows(policy: Policy, rows: Sequence[Sequence[int]]) -> Tensor:
     """Mean cross-entropy of the tokens after each row's first, in nats a token."""
     ids, mask = padded(rows, policy.tokenizer.pad_token_id)
     ids, mask = ids.to(policy.device), mask.to(policy.device)
@@ -282,24 +282,11 @@ def bits_per_byte(policy: Policy, texts: Sequence[str], max_tokens: int) -> dict
     }  # fmt: skip
 
 
-def samples(policy: Policy, prompts: Sequence[str]) -> list[str]:
-    """One continuation of each prompt at temperature 1, from one seed."""
-    tokenizer, texts = policy.tokenizer, []
-    torch.manual_seed(0)
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(policy.device)
-        out = policy.generate(
-            ids, torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=SAMPLE_TOKENS
-        )
-        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-    return texts
-
-
 def card(metrics: dict[str, Any]) -> str:
     """The adapter's card, every number from `metrics`."""
     config, before, after = (metrics[name] for name in ("config", "before", "after"))
-    rows = zip(metrics["prompts"], before["samples"], after["samples"], strict=True)
-    shown = "\n".join(f"| {_cell(p)} | {_cell(b)} | {_cell(a)} |" for p, b, a in rows)
+    rows = zip(before["samples"], after["samples"], strict=True)
+    shown = "\n".join(f"| {_cell(b)} | {_cell(a)} |" for b, a in rows)
     tokens = config["steps"] * config["batch_size"] * config["max_tokens"]
     return f"""# {metrics["base_model"]}, fine-tuned on movie reviews
 
@@ -325,10 +312,10 @@ for research use.
 
 ## {len(metrics["prompts"])} samples, not picked
 
-The first held-out openings, {SAMPLE_TOKENS} tokens each at temperature 1, seed 0.
+The first held-out openings, continued by 40 tokens each at temperature 1, seed 0.
 
-| prompt | before | after |
-|---|---|---|
+| before | after |
+|---|---|
 {shown}
 """
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.config.reading import LIST, NUMBER, TEXT, read_jsonl
@@ -27,6 +26,7 @@ from rlhf_helpers.evaluation.sampling import (
     sample,
     score_samples,
 )
+from rlhf_helpers.making.fine_tune import language_loss_of_rows
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import write_jsonl
@@ -141,15 +141,9 @@ def language_loss(policy: Policy, texts: Sequence[str], seq_length: int) -> torc
     Tokenised as prompts are, without special tokens in front; a text that is short enough ends
     with end-of-text, so that ending is learned too.
     """
-    tokenizer = policy.tokenizer
-    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    rows = [torch.tensor((row + [tokenizer.eos_token_id])[:seq_length]) for row in rows]
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(policy.device)
-    mask = pad([torch.ones_like(row) for row in rows], batch_first=True).to(policy.device)
-    logits = policy.base(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    rows = policy.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    end = policy.tokenizer.eos_token_id
+    return language_loss_of_rows(policy, [[*row, end][:seq_length] for row in rows])
 
 
 # --- a positive prompt ------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from rlhf_helpers.making.fine_tune import (
     FineTuneConfig,
     bits_per_byte,
     fine_tune,
-    language_loss,
+    language_loss_of_rows,
     review_rows,
     rows_of_step,
 )
@@ -142,7 +142,7 @@ def test_loss_and_bits_by_hand(tmp_path):
         scored += sum(each[: len(own) - 1])
         size += len(policy.tokenizer.decode(own[1:]).encode())
     with torch.no_grad():
-        assert language_loss(policy, rows).item() == pytest.approx(nats / tokens, rel=1e-4)
+        assert language_loss_of_rows(policy, rows).item() == pytest.approx(nats / tokens, rel=1e-4)
     found = bits_per_byte(policy, texts, 6)
     assert found["bits_per_byte"] == pytest.approx(scored / math.log(2) / size, rel=1e-4)
 
