@@ -121,15 +121,27 @@ def draw_kl(ax: Axes, metrics: Metrics) -> None:
 
 
 def _draw_noisy(ax: Axes, metrics: Metrics, name: str, title: str, label: str) -> None:
-    """Every value of a metric in grey and its running mean over it."""
+    """Every value of a metric in grey and its running mean over it.
+
+    The mean is over one iteration: the epochs over the same rollouts repeat a pattern, and a window
+    of another length would leave its teeth in the curve.
+    """
     steps, values = series(metrics, name)
-    window = max(1, len(values) // 30)
+    window, what = _steps_an_iteration(metrics), ", one iteration"
+    if not 1 < window <= len(values):
+        window, what = max(1, len(values) // 30), ""
     ax.plot(steps, values, _marker(values), color=GREY, alpha=0.45, linewidth=0.8, markersize=4,
             label="each step")
     smooth = np.convolve(values, np.ones(window) / window, "valid") if values else []
-    ax.plot(steps[window - 1 :], smooth, color=AFTER, label=f"mean of {window} steps")
+    ax.plot(steps[window - 1 :], smooth, color=AFTER, label=f"mean of {window} steps{what}")
     ax.set(title=title, ylabel=label)
     finish_axes(ax, bool(values), legend="best" if window > 1 else None)
+
+
+def _steps_an_iteration(metrics: Metrics) -> int:
+    """Optimizer steps between the first two times that rollouts were made; 0 where there is one."""
+    made, _ = series(metrics, "exp_scores/mean")
+    return made[1] - made[0] if len(made) > 1 else 0
 
 
 def _marker(values: Sequence[float]) -> str:

@@ -138,6 +138,16 @@ def test_running_mean_is_over_whole_windows():
     assert mean == (list(range(1, 60)), [0.5] * 59)
 
 
+def test_running_mean_is_over_an_iteration_whose_steps_repeat_a_pattern():
+    """Losses rise and fall with each iteration's epochs; a window of another length keeps teeth."""
+    metrics = [
+        {"step": i, "losses/value_loss": float(i % 4)} | ({"exp_scores/mean": 0.5} if i % 4 == 0 else {})
+        for i in range(40)
+    ]
+    mean = drawn(training_curves(metrics).axes[3])["mean of 4 steps, one iteration"]
+    assert mean == (list(range(3, 40)), [1.5] * 37)
+
+
 def test_without_per_sequence_kl_the_square_of_trlx_metric_is_drawn():
     metrics = [{"step": 0, "policy/sqrt_kl": 0.5}, {"step": 4, "policy/sqrt_kl": 3.0}]
     kl = training_curves(metrics).axes[1]
