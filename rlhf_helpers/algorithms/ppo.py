@@ -227,15 +227,16 @@ def ppo_loss(
     total = pg_loss + vf_coef * vf_loss
     with torch.no_grad():
         k3 = ratio - 1 - (logprobs - old_logprobs) * mask
+        padding = mask == 0
         stats = {
             "losses/total_loss": total,
             "losses/policy_loss": pg_loss,
             "losses/value_loss": vf_loss,
-            **_summary("values", values, mask),
+            **_summary("values", values, mask, padding),
             "values/values_error": masked_mean((values - returns) ** 2, mask),
             "values/clipfrac": vf_clipfrac,
-            **_summary("old_values", old_values, mask),
-            **_summary("returns", returns, mask),
+            **_summary("old_values", old_values, mask, padding),
+            **_summary("returns", returns, mask, padding),
             "policy/approx_kl": masked_mean(k3, mask) if masked_kl else k3.mean(),
             "policy/clipfrac": pg_clipfrac,
             "ratio": masked_mean(ratio, mask),
@@ -244,12 +245,13 @@ def ppo_loss(
     return Loss(total, {name: x.detach() for name, x in stats.items()})
 
 
-def _summary(name: str, xs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Mean, min, max and biased standard deviation where the mask is 1."""
-    mean = masked_mean(xs, mask)
+def _summary(name: str, xs: Tensor, mask: Tensor, padding: Tensor) -> dict[str, Tensor]:
+    """Mean, min, max and biased standard deviation where the mask is 1; `padding` is its reverse."""
+    count = mask.sum()
+    mean = (xs * mask).sum() / count
     return {
         f"{name}/mean": mean,
-        f"{name}/min": xs.masked_fill(mask == 0, math.inf).min(),
-        f"{name}/max": xs.masked_fill(mask == 0, -math.inf).max(),
-        f"{name}/std": masked_mean((xs - mean) ** 2, mask).sqrt(),
+        f"{name}/min": xs.masked_fill(padding, math.inf).min(),
+        f"{name}/max": xs.masked_fill(padding, -math.inf).max(),
+        f"{name}/std": (((xs - mean) ** 2 * mask).sum() / count).sqrt(),
     }

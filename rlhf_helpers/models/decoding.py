@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import (
     LogitsProcessor,
@@ -36,9 +35,10 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
-from .kv_cache import RoomyLayer, roomy_cache
+from .kv_cache import roomy_cache
+from .masks import takes_ready_masks
 
 CHECK_EVERY_ON_GPU = 8  # tokens
 
@@ -150,7 +150,7 @@ class _GoingOn:
         self.mask = None if bool(mask.all()) else F.pad(mask, (0, total - mask.shape[1]), value=1)
         positions = F.pad(mask, (0, total - mask.shape[1]), value=1).cumsum(-1) - 1
         self.positions = positions.clamp(min=0) if policy.takes_positions else None
-        self.mask_is_ready = _takes_ready_masks(policy, self.cache)
+        self.mask_is_ready = takes_ready_masks(policy.base, policy.takes_positions)
 
     def next_scores(self, tokens: Tensor, start: int, end: int) -> Tensor:
         """Pass columns start .. end of tokens [B, N] through the model: float32 [k, V]."""
@@ -174,17 +174,6 @@ class _GoingOn:
         kept = torch.tensor(_order_after(ended), device=self.rows.device)
         self.rows, self.ended = self.rows[kept], self.ended[kept]
         self.cache.batch_select_indices(kept)
-
-
-def _takes_ready_masks(policy: Decodable, cache: Cache) -> bool:
-    """Whether the model takes a mask of attention as it is. transformers 4 does not, BLOOM makes
-    its positions from the mask, and layers with a window have masks of their own."""
-    return (
-        int(transformers.__version__.split(".")[0]) >= 5
-        and policy.takes_positions
-        and policy.base.config._attn_implementation == "sdpa"
-        and all(type(layer) is RoomyLayer for layer in cache.layers)
-    )
 
 
 def _order_after(ended: Sequence[bool]) -> list[int]:

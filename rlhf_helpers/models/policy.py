@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,12 +255,24 @@ class Policy(nn.Module):
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         self._pack()
         positions = {}
-        if self.wants_positions:
+        is_ready = self.own_decoding and self.device.type == "cuda" and self._takes_ready_masks
+        if self.wants_positions or is_ready:
             position_ids = attention_mask.long().cumsum(-1) - 1
             positions["position_ids"] = position_ids.masked_fill(attention_mask == 0, 1)
+        if is_ready:
+            # Not above: the transformers of engine="trlx" lacks what is imported there.
+            from .masks import causal_mask
+
+            attention_mask = causal_mask(attention_mask)
         return self.decoder(
             input_ids=tokens, attention_mask=attention_mask, use_cache=False, **positions
         ).last_hidden_state
+
+    @cached_property
+    def _takes_ready_masks(self) -> bool:
+        from .masks import takes_ready_masks
+
+        return takes_ready_masks(self.base, self.takes_positions)
 
     def _decode_from(self, trunk: Tensor, layers, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         # The decoder's own forward makes masks and positions and applies the final norm; only
