@@ -30,6 +30,7 @@ COMMANDS = {
     "memory": ("lab.commands:memory", "predict, and measure, the memory of a run"),
     "pretrain": ("making.commands:pretrain", "make the shipped policy tiny-opt-imdb again"),
     "fine-tune": ("making.commands:fine_tune", "teach a model to write reviews, before PPO"),
+    "merge": ("making.commands:merge", "write a tuned policy as a plain model"),
     "pretrain-arithmetic": (
         "making.commands:pretrain_arithmetic", "make the base model of notebook 07 again"
     ),

@@ -246,7 +246,7 @@ def ppo_loss(
 
 
 def _summary(name: str, xs: Tensor, mask: Tensor, padding: Tensor) -> dict[str, Tensor]:
-    """Mean, min, max and biased standard deviation where the mask is 1; `padding` is its reverse."""
+    """Mean, min, max and biased standard deviation where the mask is 1, `padding` where not."""
     count = mask.sum()
     mean = (xs * mask).sum() / count
     return {

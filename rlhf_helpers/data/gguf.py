@@ -36,7 +36,7 @@ def model_path(name: str) -> Path:
         path = find_asset(base).path
         if base_of(path) is not None:
             raise AssetError(f"{shown(name)} is an adapter of {shown(base)}, which is one itself: "
-                             "merge that one first (train(..., merge=True) does).")  # fmt: skip
+                             "merge that one first (python -m rlhf_helpers merge).")  # fmt: skip
     return expanded(path) if path.suffix == ".gguf" else path
 
 
@@ -133,8 +133,10 @@ def _read_model(gguf: Path) -> PreTrainedModel:
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
+    settings = read.config.to_dict()
+    settings.pop("quantization_config", None)  # no longer: converters and loaders believe it
     with torch.device("meta"):
-        plain = type(read)(type(read.config).from_dict(read.config.to_dict()))
+        plain = type(read)(type(read.config).from_dict(settings))
     plain.load_state_dict(read.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = read.generation_config

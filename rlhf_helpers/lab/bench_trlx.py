@@ -189,7 +189,7 @@ def beside_trlx(case: Any, python: str, out: Path) -> dict[str, Any]:
     result["device"] = device_report() | {"threads": case.threads or 1}
     atomic_write_json(out / f"{case.shape}_beside_trlx.json", result)
     print(table_text(result))
-    print(save_figure(beside_trlx_plot(result), out / f"{case.shape}_beside_trlx.png"))
+    print(save_figure(beside_trlx_plot([result]), out / f"{case.shape}_beside_trlx.png"))
     return result
 
 

@@ -91,6 +91,19 @@ def fine_tune(profile, out, steps, seed) -> None:
     print(f"{before:.3f} -> {after:.3f} bits per byte; use it with --set assets.policy={out_dir}")
 
 
+@click.command()
+@click.argument("adapter", metavar="POLICY")
+@click.option("--out", required=True, help="Directory for the plain model.")
+def merge(adapter, out) -> None:
+    """Write a tuned policy, e.g. runs/cpu/policy, as a plain model that transformers loads."""
+    from rlhf_helpers.config.paths import resolve_run_dir
+    from rlhf_helpers.progress import printable
+
+    from .merge import merge as make
+
+    print(printable(str(make(adapter, resolve_run_dir(out)))))
+
+
 def _given(**options) -> dict:
     """The options that were given; what they go to has a default for the others."""
     return {name: value for name, value in options.items() if value is not None}

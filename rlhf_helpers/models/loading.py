@@ -67,7 +67,8 @@ def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
     if base_of(adapter) is not None:
         raise ConfigError(
             f"model.load_in_4bit is True and {shown(config.model_path)} is an adapter, which "
-            "cannot be merged into 4 bits: set it to false, or give a merged model (merge=True)."
+            "cannot be merged into 4 bits: set it to false, or give a merged model "
+            "(python -m rlhf_helpers merge)."
         )
     kept = unquantised_modules(model_config_of(config), config.num_layers_unfrozen)
     if importlib.util.find_spec("bitsandbytes") is None:

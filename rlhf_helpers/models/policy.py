@@ -443,8 +443,10 @@ class _AtBranch(Exception):
 
 def _without_weights(model: nn.Module) -> nn.Module:
     """A model of the same class and number type, without LoRA and without memory for weights."""
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)  # that of a GGUF file which was expanded
     with torch.device("meta"):
-        return type(model)(copy.deepcopy(model.config)).to(model.dtype)
+        return type(model)(type(model.config).from_dict(settings)).to(model.dtype)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -128,6 +128,6 @@ def figures() -> None:
     with writing_to(clone_root("The command figures")):
         for path in [*draw_readme_figures(), *draw_study_figures(), *draw_diagrams()]:
             print(path.relative_to(repo_root()))
-        for page in ("README.md", "docs/running.md", "docs/coming_from_trlx.md"):
+        for page in ("README.md", "docs/running.md", "docs/coming_from_trlx.md", "docs/speed.md"):
             rewrite_tables(repo_root() / page)
         rewrite_study_doc(repo_root() / "docs" / "study.md")

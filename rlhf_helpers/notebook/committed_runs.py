@@ -109,8 +109,11 @@ def _keep(run: RunDir, as_seed: bool, without_penalty: bool, figures: Path) -> P
 
 
 def draw_readme_figures(profile: str = "cpu") -> list[Path]:
-    """Draw headline.png from the reference run, seeds.png and semantics.png from all seeds."""
+    """Draw headline.png from the reference run, seeds.png and semantics.png from all seeds, and
+    bench/speed.png from the measurements beside trlX."""
     from rlhf_helpers.runs.files import reference_run_dir
+    from rlhf_helpers.show.bench_figures import beside_trlx_plot
+    from rlhf_helpers.show.bench_table import beside_trlx_results
     from rlhf_helpers.show.plot_style import save_figure
     from rlhf_helpers.show.results_tables import (
         finished_runs,
@@ -127,4 +130,5 @@ def draw_readme_figures(profile: str = "cpu") -> list[Path]:
     if trlx_runs(profile):
         figure = semantics_figure(**runs_by_semantics(profile))
         drawn.append(save_figure(figure, folder / "semantics.png"))
+    drawn.append(save_figure(beside_trlx_plot(beside_trlx_results()), folder / "bench/speed.png"))
     return drawn

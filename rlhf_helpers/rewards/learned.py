@@ -94,7 +94,8 @@ class LearnedReward:
         if base_of(find_asset(self.about["base_model"]).path) is not None:
             raise ConfigError(
                 f"{self.directory / SETTINGS} names {shown(self.about['base_model'])}, which is an "
-                "adapter itself: train the reward model on the plain model that merge=True writes."
+                "adapter itself: train the reward model on the plain model that "
+                "`python -m rlhf_helpers merge` writes."
             )
         if self.about.get("lora", True):  # else the head alone has learned
             adapter = read_json(self.directory / ADAPTER_CONFIG, LORA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -70,27 +70,26 @@ def _seconds_are(result: Mapping[str, Any]) -> str:
 
 
 @styled
-def beside_trlx_plot(result: Mapping[str, Any]) -> Figure:
-    """Seconds of an iteration and peak memory: trlX, and this package under both semantics."""
+def beside_trlx_plot(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """CPU seconds of an iteration, one panel a shape, with the peak memory beside each bar: trlX,
+    and this package under both semantics."""
     figure = new_figure(2.2)
-    times, memory = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
     engines = list(ENGINES)[::-1]
-    peaks = {name: peak / 1e9 for name, peak in peak_bytes(result).items()}
-    for axes, values, unit in (
-        (times, result["cpu_seconds"], "CPU seconds of one iteration, median"),
-        (memory, peaks, "peak memory of the process (GB)"),
-    ):
+    for axes, result in zip(panels, results, strict=True):
+        peaks = peak_bytes(result)
         for row, name in enumerate(engines):
-            axes.barh(row, values[name], height=0.6, color=GREY if name == "trlx" else BLUE)
-            axes.text(values[name], row, f" {values[name]:#.3g}", va="center")
-        axes.set_xlabel(unit)
+            seconds = result["cpu_seconds"][name]
+            axes.barh(row, seconds, height=0.6, color=GREY if name == "trlx" else BLUE)
+            axes.text(seconds, row, f" {seconds:#.3g} s, {peaks[name] / 1e9:.2f} GB", va="center")
+        axes.set_xlabel("CPU seconds of one iteration")
         axes.grid(axis="y", visible=False)
-        axes.margins(x=0.15)
-    times.set_yticks(range(len(engines)), [ENGINES[name] for name in engines])
-    ratio = result["cpu_ratio"]
-    times.set_title(
-        f"{result['shape']}: {ratio['ours']:.1f} and {ratio['ours-corrected']:.1f} times faster"
-    )
+        axes.margins(x=0.5)
+        axes.set_yticks(range(len(engines)), [ENGINES[name] for name in engines])
+        ratio = result["cpu_ratio"]
+        axes.set_title(
+            f"{result['shape']}: {ratio['ours']:.1f} and {ratio['ours-corrected']:.1f} times faster"
+        )
     return figure
 
 

@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
+from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.runs.files import read_json
 
-
-def bench_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """One dict a file of `folder` that compares both engines, in order of their names."""
-    results = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
-    return [
-        {
-            "shape": result["shape"],
-            "semantics": "corrected" if result["task"]["corrected"] else "trlx",
-            "fast": result["fast"]["iteration_seconds"],
-            "naive": result["naive"]["iteration_seconds"],
-            "ratio": result["ratio"],
-            "counted_ratio": result["counted_ratio"],
-            "floor_ratio": result["floor_ratio"],
-            "peak": result["fast"]["peak_memory_bytes"],
-            "naive_peak": result["naive"]["peak_memory_bytes"],
-            "clock": result["case"].get("clock", "wall"),
-            "device": f"{result['device']['name']}, {_threads(result['device'])}",
-            "date": result["date"],
-            "command": result["command"],
-        }
-        for result in results
-        if "ratio" in result
-    ]
-
-
-def _threads(device: dict[str, Any]) -> str:
-    if device["type"] == "cuda":
-        return "bfloat16"
-    return f"{device['threads']} thread" + ("s" if device["threads"] > 1 else "")
-
-
-def bench_table(folder: str | Path) -> str:
-    """Markdown: measured and counted ratio of each file, and the command that made it."""
-    lines = [
-        "| shape | semantics | fast, s | naive, s | ratio | counted | fast / floor | peak GB, "
-        "fast / naive | device, date |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    rows = bench_rows(folder)
-    for row in rows:
-        seconds = " (CPU seconds)" if row["clock"] == "cpu" else ""
-        lines.append(
-            f"| {row['shape']} | {row['semantics']} | {row['fast']:.1f} | {row['naive']:.1f} "
-            f"| **{row['ratio']:.2f}** | {row['counted_ratio']:.2f} | {row['floor_ratio']:.1f} "
-            f"| {row['peak'] / 1e9:.2f} / {row['naive_peak'] / 1e9:.2f} "
-            f"| {row['device']}{seconds}, {row['date']} |"
-        )
-    return "\n".join([*lines, "", "Made by", "", *(f"    {row['command']}" for row in rows)])
+SHAPES = ("deep", "opt-125m")
 
 
 def peak_bytes(result: dict[str, Any]) -> dict[str, int]:
@@ -65,21 +20,65 @@ def peak_bytes(result: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def beside_trlx_table(folder: str | Path) -> str:
-    """Markdown: an iteration of trlX and of this package under both semantics, and the ratios."""
-    lines = [
-        "| shape | semantics here | trlX, CPU s | here, CPU s | ratio | ratio by the clock | "
-        "peak GB, here / trlX | date |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(Path(folder).glob("*.json")):
-        result = read_json(path)
-        seconds = result["cpu_seconds"]
-        peak = {name: peak / 1e9 for name, peak in peak_bytes(result).items()}
-        for name, semantics in (("ours", "trlx"), ("ours-corrected", "corrected")):
-            lines.append(
-                f"| {result['shape']} | {semantics} | {seconds['trlx']:.1f} | {seconds[name]:.1f} "
-                f"| **{result['cpu_ratio'][name]:.2f}** | {result['wall_ratio'][name]:.2f} "
-                f"| {peak[name]:.2f} / {peak['trlx']:.2f} | {result['date']} |"
-            )
+def beside_trlx_results(folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """The committed measurements beside trlX, in the order of SHAPES."""
+    folder = Path(folder or repo_root() / "figures/bench/trlx")
+    return [read_json(folder / f"{shape}_beside_trlx.json") for shape in SHAPES]
+
+
+def earlier_code(shape: str, folder: str | Path | None = None) -> dict[str, float]:
+    """Median CPU seconds of an iteration by earlier code and by this, which took turns."""
+    result = read_json(Path(folder or repo_root() / "figures/bench") / "before_after.json")
+    return {name: statistics.median(result[name]["cpu_seconds"][shape])
+            for name in ("before", "after")}  # fmt: skip
+
+
+def speed_table(folder: str | Path | None = None) -> str:
+    """Markdown: an iteration by trlX and by this package, one column a shape."""
+    folder = Path(folder or repo_root() / "figures/bench")
+    beside = beside_trlx_results(folder / "trlx")
+    naive = [read_json(folder / f"{shape}_cpu.json") for shape in SHAPES]
+    earlier = [earlier_code(shape, folder) for shape in SHAPES]
+    rows = [
+        ["the real trlX v0.6.0", *(_engine(result, "trlx") for result in beside)],
+        ["here, `semantics: trlx`", *(_engine(result, "ours") for result in beside)],
+        ["here, `semantics: corrected`", *(_engine(result, "ours-corrected") for result in beside)],
+        ["every shortcut off, then on", *(_pair(r["naive"]["iteration_seconds"],
+          r["fast"]["iteration_seconds"], r["ratio"]) for r in naive)],
+        ["this package of November, then now",
+         *(_pair(e["before"], e["after"], e["before"] / e["after"]) for e in earlier)],
+    ]  # fmt: skip
+    head = ["seconds of one iteration", *(f"`{shape}`" for shape in SHAPES)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines)
+
+
+def _engine(result: dict[str, Any], name: str) -> str:
+    text = f"{result['cpu_seconds'][name]:.1f}"
+    if name != "trlx":
+        text += f", **{result['cpu_ratio'][name]:.2f}** times as fast"
+    return f"{text}; {peak_bytes(result)[name] / 1e9:.2f} GB"
+
+
+def _pair(before: float, after: float, ratio: float) -> str:
+    return f"{before:.1f} → {after:.1f}, **{ratio:.2f}** times as fast"
+
+
+def limits_text(folder: str | Path | None = None) -> str:
+    """Seconds by phase beside what the counted work takes at the machine's own rates: Markdown."""
+    folder = Path(folder or repo_root() / "figures/bench")
+    words = {"generate": "sampling", "score": "scoring", "update": "updates"}
+    lines = []
+    for shape in SHAPES:
+        result = read_json(folder / f"{shape}_cpu.json")
+        fast, floor = result["fast"], result["fast"]["floor_seconds_by_phase"]
+        phases = ", ".join(f"{words[phase]} {fast[f'{phase}_seconds']:.1f} (at least "
+                           f"{floor[phase]:.1f})" for phase in words)  # fmt: skip
+        rate = result["rates"]["update_flops"] / 1e9
+        lines.append(
+            f"- `{shape}`: {fast['iteration_seconds']:.1f} s, {result['floor_ratio']:.1f} times "
+            "what its counted work takes at the rates of matrix products and copies measured on "
+            f"the same machine (an {result['device']['name']}, {rate:.0f} GFLOP/s a thread): "
+            f"{phases}."
+        )
     return "\n".join(lines)

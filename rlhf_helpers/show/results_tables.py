@@ -17,7 +17,11 @@ from rlhf_helpers.progress import duration
 from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samples
 from rlhf_helpers.runs.files import RunDir, atomic_write_text
 
+from .bench_table import limits_text, speed_table
+
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
+SPEED = re.compile(r"<!-- speed -->.*?<!-- /speed -->", re.DOTALL)
+LIMITS = re.compile(r"<!-- limits -->.*?<!-- /limits -->", re.DOTALL)
 SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
 PAIRS = re.compile(r"<!-- pairs -->.*?<!-- /pairs -->", re.DOTALL)
 SUPPORT = re.compile(r"<!-- support -->.*?<!-- /support -->", re.DOTALL)
@@ -215,6 +219,8 @@ def rewrite_tables(path: Path) -> bool:
     after = COSTS.sub(lambda _: costs_table(), after)
     after = SUPPORT.sub(lambda _: support_table(), after)
     after = SEMANTICS.sub(lambda _: semantics_table(), after)
+    after = SPEED.sub(lambda _: f"<!-- speed -->\n{speed_table()}\n<!-- /speed -->", after)
+    after = LIMITS.sub(lambda _: f"<!-- limits -->\n{limits_text()}\n<!-- /limits -->", after)
     if after != before:
         atomic_write_text(path, after)
     return after != before

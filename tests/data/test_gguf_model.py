@@ -73,6 +73,7 @@ def test_the_directory_holds_the_numbers_of_the_file(tiny):
     directory = gguf_model.model_path(str(path))
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     assert model.config.model_type == "llama" and model.config.num_key_value_heads == 1
+    assert "quantization_config" not in (directory / "config.json").read_text()  # it is plain now
     embeddings = model.get_input_embeddings().weight
     np.testing.assert_array_equal(embeddings.detach().numpy(), stored["token_embd.weight"])
     up = model.model.layers[1].mlp.up_proj.weight.detach().numpy()
