@@ -10,9 +10,10 @@ collapsed   the outputs lost their variety: distinct-2 fell under COLLAPSED_DIST
 no_change   the interval of the paired reward difference does not lie above zero.
 gamed       the reward rose, but the independent judge did not confirm it: its interval
             does not lie above zero, or its gain is under GAMED_JUDGE_GAIN of the reward's. Or both
-            rose and the reference's perplexity of the outputs rose over GAMED_PERPLEXITY of what
-            it was: a judge that counts words is pleased by heaps of praise too, and whether they
-            are still language the model that was there before can tell.
+            rose and the perplexity of the outputs under the untuned model rose over
+            GAMED_PERPLEXITY of what it was: a judge that counts words is pleased by heaps of
+            praise too, and whether they are still language the model that was there before can
+            tell.
 narrower    reward and judge rose, and distinct-2 fell under NARROWER_DISTINCT_2 of what it
             was, or self-BLEU rose by more than NARROWER_SELF_BLEU.
 improved    reward and judge rose, and the variety held.
@@ -155,7 +156,8 @@ def _text_lines(summary: dict) -> list[str | None]:
     if abs(_ratio(summary, "perplexity") - 1) > WORSE_PERPLEXITY:
         odd = _ratio(summary, "perplexity") > 1
         lines.append(
-            _change("The reference's perplexity of the outputs went", summary, "perplexity", ".1f")
+            _change("The perplexity of the outputs under the untuned model went", summary,
+                    "perplexity", ".1f")
             + (": they are less like it." if odd else ": they are blander.")
         )
     return lines

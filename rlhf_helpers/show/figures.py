@@ -102,8 +102,9 @@ def draw_reward(ax: Axes, metrics: Metrics) -> None:
     told = evaluated or rollouts
     title = "Mean reward"
     if len(told) > 1:
-        title += f": from {told[0]:.2f} to {told[-1]:.2f}"
-    ax.set(title=title, ylabel="reward", ylim=(0, 1))
+        whose = "Evaluation prompts" if evaluated else "Rollouts"
+        title = f"{whose}: {told[0]:.2f} to {told[-1]:.2f}"
+    ax.set(title=title, ylabel="mean reward", ylim=(0, 1))
     finish_axes(ax, bool(told), legend="lower right")
 
 
@@ -272,10 +273,11 @@ def paired_change_plot(
     changes = np.sort(new - old)
     colours = [AFTER if change > 0 else RED for change in changes]
     ordered.bar(np.arange(len(changes)), changes, width=1, color=colours, linewidth=0)
-    ordered.axhline(mean, color="black", linewidth=1.2)
-    ordered.axhspan(low, high, color="black", alpha=0.15)
+    ordered.axhline(mean, color="black", linewidth=1.2, label="mean")
+    ordered.axhspan(low, high, color="black", alpha=0.15, label="its 95 % interval")
+    ordered.legend(loc="lower right")
     ordered.set(title=f"Mean {mean:+.2f} ({low:+.2f} to {high:+.2f})",
-                xlabel="samples, in order of their change", ylabel="reward after − before",
+                xlabel="texts, in order of their change", ylabel="reward after − before",
                 ylim=(-1, 1))
     return figure
 

@@ -109,7 +109,7 @@ def few_points_figure(rows: Sequence[Mapping]) -> Figure:
         ax.annotate(name, (x, y), xytext=(7 * side, 7 * up), textcoords="offset points",
                     ha={1: "left", -1: "right"}[side], va={1: "bottom", -1: "top"}[up])  # fmt: skip
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    ax.set(title="What reward costs", xticks=[0, 1, 2, 5, 10, 20, 40],
+    ax.set(title="What reward costs: left is cheaper", xticks=[0, 1, 2, 5, 10, 20, 40],
            xlabel="KL to the untuned model (nats a text, square-root scale)",
            ylabel="held-out reward", ylim=(0.4, 1.05),
            xlim=(0, 1.25 * max(row["kl"] for row in rows)))  # fmt: skip

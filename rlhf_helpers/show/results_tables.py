@@ -55,7 +55,7 @@ def results_table(profile: str = "cpu") -> str:
     runs = [read_evaluation(path / "evaluation.json") for path in paths]
     lines = [
         "<!-- results -->",
-        "| seed | reward | gain, 95 % interval | judge | verdict |",
+        "| seed | reward | gain (95 % interval) | judge | verdict |",
         "|---|---|---|---|---|",
         *(_row(str(e["seed"]), e) for e in runs),
     ]
@@ -80,8 +80,8 @@ def _other_code(paths: list[Path], profile: str) -> str:
     if reference is None or not others:
         return ""
     return (
-        f" Of another version of the code than seed {_seed(profile)} are: {', '.join(others)} "
-        "(`commit` in their `manifest.json`)."
+        f" Seeds {', '.join(others)} were run with another version of the code than seed "
+        f"{_seed(profile)} (`commit` in their `manifest.json`)."
     )
 
 
@@ -137,7 +137,7 @@ def _row(name: str, e: dict[str, Any]) -> str:
     cells = [
         name,
         f"{e['reward_before']:.3f} → **{e['reward_after']:.3f}**",
-        f"{d['low']:+.3f} to {d['high']:+.3f}",
+        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})",
         f"{e['judge_before']:.3f} → {e['judge_after']:.3f}",
         e["verdict"].replace("_", " "),
     ]
@@ -172,7 +172,7 @@ def costs_table(profile: str = "cpu") -> str:
         for row in rows
     ]
     total, peak = sum(r["seconds"] for r in rows), max(r["peak_rss_bytes"] for r in rows)
-    lines.append(f"| **all five** | **{duration(total)}** | **{peak / 1e9:.1f} GB** |")
+    lines.append(f"| **all {len(rows)}** | **{duration(total)}** | **{peak / 1e9:.1f} GB** |")
     return "\n".join([*lines, "<!-- /run costs -->"])
 
 

@@ -123,7 +123,7 @@ def test_training_curves_draw_the_files_values():
     assert rollouts[0] == [0, 4, 8, 12, 16, 20]
     assert rollouts[1] == [line["exp_scores/mean"] for line in metrics if "exp_scores/mean" in line]
     assert evaluated == ([0, 8, 16], pytest.approx([0.45, 0.57, 0.69]))
-    assert title(reward) == "Mean reward: from 0.45 to 0.69"
+    assert title(reward) == "Evaluation prompts: 0.45 to 0.69"
     assert list(kl.get_lines()[0].get_ydata()) == pytest.approx([0, 1.3, 2.6, 3.9, 5.2, 6.5])
     assert title(kl) == "KL: 6.5 nats at the end" and "per sample" in kl.get_ylabel()
     for ax, name in ((policy_loss, "losses/policy_loss"), (value_loss, "losses/value_loss"),
@@ -248,9 +248,9 @@ def test_both_halves_of_the_headline_figure_show_the_same_samples(run_dir):
                 [{"step": s, "reward/mean": sum(own) / 6} for s, own in rewards.items()])
     figure = headline_figure(run_dir)
     check_readable(figure)
-    assert figure.get_suptitle() == "Both halves: the same 2 prompts, 3 texts each"
+    assert figure.get_suptitle() == "The blog post's 2 prompts, 3 texts each, in both halves"
     way, texts = figure.axes
-    assert title(way) == "On the way: 0.35 to 0.85"
+    assert title(way) == "0 of 2 prompts end above 0.9"
     assert title(texts) == "Each text: mean from 0.35 to 0.85"
     a, b, mean = (line.get_ydata() for line in way.get_lines())
     assert list(a) == pytest.approx([0.2, 0.5, 0.9]) and list(b) == pytest.approx([0.5, 0.5, 0.8])
@@ -262,7 +262,7 @@ def test_a_run_without_texts_on_the_way_has_a_headline_figure(run_dir):
     check_readable(figure)
     _, after = sample_lines(seed=1)
     rewards = [row["reward"] for row in after if row["group"] == "post"]
-    assert figure.get_suptitle() == "Both halves: the same 1 prompts, 8 texts each"
+    assert figure.get_suptitle() == "The blog post's 1 prompts, 8 texts each, in both halves"
     assert title(figure.axes[1]).endswith(f"to {sum(rewards) / 8:.2f}")
 
 

@@ -91,7 +91,7 @@ def test_seeds_of_another_version_of_the_code_are_named(tmp_path, monkeypatch):
         (folder / "manifest.json").write_text(json.dumps(manifest))
         (folder / "evaluation.json").write_text(json.dumps(evaluation | {"seed": seed}))
     table = results.results_table()
-    assert "Of another version of the code than seed 1 are: 2 (`commit`" in table
+    assert "Seeds 2 were run with another version of the code than seed 1 (`commit`" in table
     (tmp_path / "figures/seeds/cpu-2/evaluation.json").unlink()
     assert "another version" not in results.results_table()
 
