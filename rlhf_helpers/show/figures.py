@@ -128,13 +128,13 @@ def _draw_noisy(ax: Axes, metrics: Metrics, name: str, title: str, label: str) -
     of another length would leave its teeth in the curve.
     """
     steps, values = series(metrics, name)
-    window, what = _steps_an_iteration(metrics), ", one iteration"
+    window = _steps_an_iteration(metrics)
     if not 1 < window <= len(values):
-        window, what = max(1, len(values) // 30), ""
+        window = max(1, len(values) // 30)
     ax.plot(steps, values, _marker(values), color=GREY, alpha=0.45, linewidth=0.8, markersize=4,
             label="each step")
     smooth = np.convolve(values, np.ones(window) / window, "valid") if values else []
-    ax.plot(steps[window - 1 :], smooth, color=AFTER, label=f"mean of {window} steps{what}")
+    ax.plot(steps[window - 1 :], smooth, color=AFTER, label=f"mean of {window} steps")
     ax.set(title=title, ylabel=label)
     finish_axes(ax, bool(values), legend="best" if window > 1 else None)
 

@@ -143,7 +143,7 @@ def test_running_mean_is_over_an_iteration_whose_steps_repeat_a_pattern():
     metrics = [{"step": i, "losses/value_loss": float(i % 4)} for i in range(40)]
     for line in metrics[::4]:
         line["exp_scores/mean"] = 0.5
-    mean = drawn(training_curves(metrics).axes[3])["mean of 4 steps, one iteration"]
+    mean = drawn(training_curves(metrics).axes[3])["mean of 4 steps"]
     assert mean == (list(range(3, 40)), [1.5] * 37)
 
 
