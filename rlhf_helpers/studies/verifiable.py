@@ -10,6 +10,7 @@ kept under runs/arithmetic/. What is committed goes to figures/reference_runs/ar
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,11 @@ def make_runs(
             continue
         print(run.name, flush=True)
         directory = work / run.name
+        is_new, started = not (directory / "metrics.jsonl").exists(), time.process_time()
         train_one(run, profile, directory)
+        seconds = round(time.process_time() - started, 1) if is_new else None  # else in parts
         found = evaluated(load_trained_policy(directory / "policy", "cpu"), profile, answers)
-        atomic_write_json(row, {**dataclasses.asdict(run), **found})
+        atomic_write_json(row, {**dataclasses.asdict(run), "cpu_seconds": seconds, **found})
     return rows
 
 
