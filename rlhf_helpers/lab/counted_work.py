@@ -40,7 +40,7 @@ class Task:
     prompt_tokens: int
     new_tokens: int
     corrected: bool = True  # semantics
-    kept: bool = True  # whether trunk states of sampling serve scoring (under `corrected`)
+    kept: bool = True  # whether states of sampling serve scoring (under `corrected`)
     inserted: int = 0  # tokens that re-tokenising puts between prompt and response (trlx)
 
     @property
@@ -150,10 +150,10 @@ def _contexts(task: Task) -> float:
 
 def _score(sizes: ModelSizes, task: Task, shortcuts: bool) -> Work:
     lora = 2 * sizes.lora * task.tokens
-    if shortcuts:
-        trunk = 0 if task.corrected and task.kept else sizes.layers - sizes.top
-        layers = trunk + 2 * sizes.top
-        columns = task.columns
+    if shortcuts and task.corrected and task.kept:  # the policy ran while it sampled
+        layers, columns, lora = sizes.top, task.columns, 0
+    elif shortcuts:
+        layers, columns = sizes.layers + sizes.top, task.columns
     else:
         layers, columns = 2 * sizes.layers, task.tokens
     # trlX's mean_kl runs over all columns of the iteration's last chunk.

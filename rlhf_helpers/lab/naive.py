@@ -8,7 +8,7 @@ key-value cache grows by concatenation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -42,8 +42,9 @@ class NaivePolicy(Policy):
     @plain_products()
     @torch.no_grad()
     def score(
-        self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None
-    ) -> Scored:
+        self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None,
+        hidden: Tensor | None = None, measured: Sequence[int] | None = None,
+    ) -> Scored:  # fmt: skip
         """Two whole forward passes: with LoRA, and without it as the reference policy."""
         hidden = self._decode(tokens, attention_mask)
         logprobs, values = self._logprobs(hidden, tokens), self.value(hidden)[:, :-1]

@@ -1,11 +1,13 @@
 """Sampling, token by token: forward pass, scores, draw, until every text has ended.
 
 A plain loop over the model's own forward pass. It does what transformers' `generate` does for
-sampling and greedy search, with the same random numbers and so the same tokens, and three things
+sampling and greedy search, with the same random numbers and so the same tokens, and four things
 that `generate` does not:
 
+* a prompt that stands in several rows side by side, to be answered several times, is read once;
 * a row whose text has ended leaves the batch, so that it costs nothing any more;
-* the states that enter the policy's top are kept, so that scoring need not compute them again;
+* the states that enter the policy's top, and those that leave it, are kept, so that scoring need
+  not compute them again;
 * the key-value cache takes its room once (kv_cache.py).
 
 Everything else (beam search, penalties, static caches, ...) is left to `generate`:
@@ -67,6 +69,7 @@ class Decodable(Protocol):
     """What the loop needs to know of a policy."""
 
     base: PreTrainedModel
+    decoder: nn.Module  # all layers, with embeddings and final norm
     layers: nn.ModuleList
     branch: int  # index of the first layer of the top
     takes_positions: bool  # whether the model's forward pass can be given position_ids
@@ -86,11 +89,12 @@ class Settings:
 
 
 class Sampled(NamedTuple):
-    """What was drawn, and what passed through the trunk on the way."""
+    """What was drawn, and what passed through the model on the way."""
 
     tokens: Tensor  # [B, N] prompts and what was drawn, padded after the end
     fed: Tensor | None  # [B, N - 1] ids that passed through the model; -1 where none did
     states: Tensor | None  # [B, N - 1, h] the same columns' states that enter the top; 0 there
+    hidden: Tensor | None  # [B, N - Q, h] final states from which each new token was drawn
 
 
 def warpers(given: Mapping[str, Any]) -> list[LogitsProcessor]:
@@ -169,6 +173,23 @@ class _GoingOn:
         )  # fmt: skip
         return output.logits[:, -1].float()
 
+    def first_scores(self, tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Pass the prompts through the model, each of those that stand side by side once.
+
+        Returns scores [B, V], and of each row the one that was passed in its place [B].
+        """
+        everyone, prompts = self.rows, tokens[:, :width]
+        differs = (prompts[1:] != prompts[:-1]).any(1)
+        if self.mask is not None:
+            differs |= (self.mask[1:] != self.mask[:-1]).any(1)
+        differs = torch.cat([differs.new_ones(1), differs])
+        self.rows, place = differs.nonzero().squeeze(1), differs.cumsum(0) - 1
+        passed, scores = self.rows, self.next_scores(tokens, 0, width)
+        if len(passed) < len(everyone):
+            self.cache.batch_select_indices(place)
+        self.rows = everyone
+        return scores[place], passed[place]
+
     def drop(self, ended: Sequence[bool]) -> None:
         """Rows that have ended leave; the last of those that go on take their places."""
         kept = torch.tensor(_order_after(ended), device=self.rows.device)
@@ -183,16 +204,23 @@ def _order_after(ended: Sequence[bool]) -> list[int]:
     return [moving.pop(0) if ended[i] else i for i in range(len(going_on))]
 
 
-class _TrunkStates:
-    """A buffer for the states that enter the policy's top, written while the model runs."""
+class _KeptStates:
+    """Buffers for the states that enter the policy's top and, if wanted, those that leave it.
 
-    def __init__(self, policy: Decodable, batch: _GoingOn, tokens: Tensor):
-        self.batch, self.tokens = batch, tokens
+    They are written while the model runs.
+    """
+
+    def __init__(self, policy: Decodable, batch: _GoingOn, tokens: Tensor, width: int,
+                 keep_hidden: bool):  # fmt: skip
+        self.batch, self.tokens, self.width = batch, tokens, width
         self.fed = torch.full_like(tokens, -1)  # [B, N]
         self.states: Tensor | None = None  # [B, N, h]
+        self.hidden: Tensor | None = None  # [B, N - Q, h]
         top = policy.layers[policy.branch]
         # First of all hooks: before layers that learn widen what they are given (precision.py).
-        self.hook = top.register_forward_pre_hook(self._write, with_kwargs=True, prepend=True)
+        self.hooks = [top.register_forward_pre_hook(self._write, with_kwargs=True, prepend=True)]
+        if keep_hidden:
+            self.hooks.append(policy.decoder.register_forward_hook(self._write_last))
 
     def _write(self, _module, args, kwargs) -> None:
         states = args[0] if args else kwargs["hidden_states"]  # [k, columns, h]
@@ -202,11 +230,27 @@ class _TrunkStates:
         self.states[rows, columns] = states
         self.fed[rows, columns] = self.tokens[rows, columns]
 
-    def __enter__(self) -> _TrunkStates:
+    def _write_last(self, _module, _args, output) -> None:
+        last = output[0][:, -1]  # [k, h] of output.last_hidden_state
+        if self.hidden is None:
+            self.hidden = last.new_zeros(
+                len(self.tokens), self.tokens.shape[1] - self.width, last.shape[-1]
+            )
+        self.hidden[self.batch.rows, self.batch.columns.stop - self.width] = last
+
+    def copy_prompts(self, passed: Tensor) -> None:
+        """Give each row what row passed[i] left behind: passed [B]."""
+        self.fed[:, : self.width] = self.fed[passed, : self.width]
+        self.states[:, : self.width] = self.states[passed, : self.width]
+        if self.hidden is not None:
+            self.hidden[:, 0] = self.hidden[passed, 0]
+
+    def __enter__(self) -> _KeptStates:
         return self
 
     def __exit__(self, *_) -> None:
-        self.hook.remove()
+        for hook in self.hooks:
+            hook.remove()
 
 
 def check_every(device: torch.device) -> int:
@@ -216,9 +260,14 @@ def check_every(device: torch.device) -> int:
 
 @torch.no_grad()
 def decode(
-    policy: Decodable, prompts: Tensor, mask: Tensor, settings: Settings, keep_trunk: bool = False
-) -> Sampled:
-    """Continue prompts [B, Q], padded on the left as `mask` [B, Q] says."""
+    policy: Decodable, prompts: Tensor, mask: Tensor, settings: Settings, keep_trunk: bool = False,
+    keep_hidden: bool = False,
+) -> Sampled:  # fmt: skip
+    """Continue prompts [B, Q], padded on the left as `mask` [B, Q] says.
+
+    `keep_trunk`: keep what was fed and the states that enter the top; with `keep_hidden` also the
+    states that leave it.
+    """
     width = prompts.shape[1]
     tokens = F.pad(prompts, (0, settings.max_new_tokens), value=settings.pad)  # [B, N]
     batch = _GoingOn(policy, mask, tokens.shape[1])
@@ -227,13 +276,18 @@ def decode(
     draw = _Draw(len(tokens)) if settings.do_sample else _most_probable
     every = check_every(tokens.device)
     # LoRA's dropout draws for every row: with fewer rows the same seed would give other texts.
-    rows_may_leave = not policy.lora_dropout_active
+    rows_are_alike = not policy.lora_dropout_active
     length = torch.tensor(width, device=tokens.device)  # of the longest text
-    trunk = _TrunkStates(policy, batch, tokens) if keep_trunk else None
-    with trunk or nullcontext():
+    kept = _KeptStates(policy, batch, tokens, width, keep_hidden) if keep_trunk else None
+    with kept or nullcontext():
         start = 0
         for end in range(width, tokens.shape[1]):
-            scores = batch.next_scores(tokens, start, end)
+            if start == 0 and rows_are_alike:
+                scores, passed = batch.first_scores(tokens, end)
+                if kept is not None:
+                    kept.copy_prompts(passed)
+            else:
+                scores = batch.next_scores(tokens, start, end)
             scores = _processed(scores, processors, tokens[batch.rows, :end], batch.rows)
             drawn = draw(scores, batch.rows).masked_fill(batch.ended, settings.pad)
             tokens[batch.rows, end] = drawn
@@ -244,12 +298,13 @@ def decode(
                 ended = batch.ended.tolist()
                 if all(ended):
                     break
-                if rows_may_leave and any(ended):
+                if rows_are_alike and any(ended):
                     batch.drop(ended)
     n = int(length)
-    if trunk is None:
-        return Sampled(tokens[:, :n], None, None)
-    return Sampled(tokens[:, :n], trunk.fed[:, : n - 1], trunk.states[:, : n - 1])
+    if kept is None:
+        return Sampled(tokens[:, :n], None, None, None)
+    hidden = None if kept.hidden is None else kept.hidden[:, : n - width]
+    return Sampled(tokens[:, :n], kept.fed[:, : n - 1], kept.states[:, : n - 1], hidden)
 
 
 class _Draw:

@@ -1,8 +1,10 @@
-"""Trunk states kept from sampling, so that scoring need not compute them a second time.
+"""States kept from sampling, so that scoring need not compute them a second time.
 
 While the policy samples, every token but the last passes through the frozen trunk once. LoRA lies
 above it: the states that enter the top are those of scoring too, wherever the sequence to be
-scored has the ids that were fed while sampling, and the same attention mask.
+scored has the ids that were fed while sampling, and the same attention mask. Where the sequences
+are the very ids that were drawn and nothing is rounded in between (`Policy.samples_as_it_scores`),
+the states that leave the top are kept as well, and the policy need not run again to be scored.
 
 Shapes: n sequences, Q padded prompt length, N tokens of the sequences to score, h hidden width.
 """
@@ -22,19 +24,22 @@ from .policy import Policy
 
 @dataclass
 class SamplingRecord:
-    """What passed through the trunk during the last call of `Policy.generate`, K columns.
+    """What passed through the model during the last call of `Policy.generate`, K columns.
 
-    Both None where nothing was kept: transformers' own `generate` keeps nothing.
+    All None where nothing was kept: transformers' own `generate` keeps nothing.
     """
+
+    keep_hidden: bool = False  # whether `hidden` is wanted
 
     ids: Tensor | None = None  # [n, K]; -1 in the columns of a row that had ended
     states: Tensor | None = None  # [n, K, h] that enter the top; 0 in those columns
+    hidden: Tensor | None = None  # [n, K - Q + 1, h] final states from which each token was drawn
 
 
 @contextmanager
-def sampling_recorded(policy: Policy) -> Iterator[SamplingRecord]:
+def sampling_recorded(policy: Policy, keep_hidden: bool = False) -> Iterator[SamplingRecord]:
     """Within it, `policy.generate` fills the record."""
-    policy.record = SamplingRecord()
+    policy.record = SamplingRecord(keep_hidden)
     try:
         yield policy.record
     finally:

@@ -46,8 +46,15 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Row i of the cache becomes what row indices[i] was; rows that stay are not copied.
 
-        A row may move to the front only, into the place of one that is not among `indices`.
+        A row may move to the front only, into the place of one that is not among `indices`; or all
+        move into new room, where there are more of them than before.
         """
+        if len(indices) > len(self.keys):
+            kept = [x[indices] for x in (self.keys, self.values)]
+            self.stores = [_room_like(x, self.room) for x in kept]
+            self._show(len(indices), kept[0].shape[-2])
+            self.keys[:], self.values[:] = kept
+            return
         places = torch.arange(len(indices), device=indices.device)
         moved = indices != places
         tokens = self.keys.shape[-2]

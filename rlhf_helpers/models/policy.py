@@ -13,7 +13,7 @@ import copy
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -163,26 +163,43 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None
-    ) -> Scored:
+        self, tokens: Tensor, attention_mask: Tensor, start: int = 0, trunk: Tensor | None = None,
+        hidden: Tensor | None = None, measured: Sequence[int] | None = None,
+    ) -> Scored:  # fmt: skip
         """Policy, reference policy and value head on whole sequences [B, N], without gradients.
 
-        `trunk` [B, N, h]: states that are known already, from sampling.
+        trunk [B, N, h], hidden [B, N-1-start, h]: states that enter and leave the top, known
+        already from sampling. `measured`: the rows that the reference policy is asked about
+        (default: all); of the others the policy's own log-probabilities stand in its place.
         """
-        hidden = None
         if trunk is None:
-            trunk, hidden = self.trunk_and_hidden(tokens, attention_mask)
+            trunk, final = self.trunk_and_hidden(tokens, attention_mask)
+            hidden = final[:, start:]
 
-        def compute(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor, hidden: Tensor | None):
-            hidden = self.top(trunk, tokens, mask) if hidden is None else hidden
-            ref_hidden = self.reference_top(trunk, tokens, mask)[:, start : start + width]
-            hidden, labels = hidden[:, start : start + width], tokens[:, start + 1 :][:, :width]
-            logprobs = (self.label_logprobs(h, labels) for h in (hidden, ref_hidden))
-            return *logprobs, self.value(hidden)
+        def policy(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor, hidden: Tensor | None):
+            hidden = self.top(trunk, tokens, mask)[:, start:] if hidden is None else hidden
+            labels = tokens[:, start + 1 : start + 1 + width]
+            return self.label_logprobs(hidden[:, :width], labels), self.value(hidden[:, :width])
+
+        def reference(width: int, mask: Tensor, tokens: Tensor, trunk: Tensor):
+            hidden = self.reference_top(trunk, tokens, mask)[:, start : start + width]
+            return (self.label_logprobs(hidden, tokens[:, start + 1 : start + 1 + width]),)
 
         width = tokens.shape[1] - 1 - start
-        scored = in_length_groups(compute, start, width, attention_mask, tokens, trunk, hidden)
-        return Scored(*scored, trunk)
+        logprobs, values = in_length_groups(
+            policy, start, width, attention_mask, tokens, trunk, hidden
+        )
+        if measured is None or len(measured) == len(tokens):
+            (ref_logprobs,) = in_length_groups(
+                reference, start, width, attention_mask, tokens, trunk
+            )
+        else:
+            rows = torch.tensor(list(measured), device=tokens.device)
+            ref_logprobs = logprobs.clone()
+            (ref_logprobs[rows],) = in_length_groups(
+                reference, start, width, attention_mask[rows], tokens[rows], trunk[rows]
+            )
+        return Scored(logprobs, ref_logprobs, values, trunk)
 
     @torch.no_grad()
     def trunk(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
@@ -327,9 +344,11 @@ class Policy(nn.Module):
 
             settings = settings_for(self.base, given)
             if settings is not None:
-                sampled = decode(self, ids, mask, settings, self.record is not None)
-                if self.record is not None:
-                    self.record.ids, self.record.states = sampled.fed, sampled.states
+                record = self.record
+                if record is None:
+                    return decode(self, ids, mask, settings).tokens
+                sampled = decode(self, ids, mask, settings, True, record.keep_hidden)
+                record.ids, record.states, record.hidden = sampled[1:]
                 return sampled.tokens
         return self._generate_with_transformers(ids, mask, given)
 
@@ -364,6 +383,15 @@ class Policy(nn.Module):
     def lora_dropout_active(self) -> bool:
         """Whether LoRA's dropout would draw random numbers now."""
         return any(d.training and getattr(d, "p", 0) > 0 for d in self._lora_dropouts)
+
+    @property
+    def samples_as_it_scores(self) -> bool:
+        """Whether sampling and scoring compute the same states, to the last bits of float32.
+
+        In half precision they would not: LoRA is rounded as it is merged for sampling.
+        """
+        rounds = self.base.dtype != torch.float32 or getattr(self.base, "is_loaded_in_4bit", False)
+        return not rounds and not self.lora_dropout_active
 
     # --- files -------------------------------------------------------------------------------
 

@@ -305,6 +305,55 @@ def before_after() -> Figure:
     return figure
 
 
+# --- 7: a reward that a program checks ---
+
+ANSWERS = ("146", "145", "168−22=146", "156")  # to 83+85−22
+RIGHT = (1.0, 0.0, 1.0, 0.0)
+
+
+def group() -> Figure:
+    """A problem, k answers, the verifier's rewards, the group's advantages, the update."""
+    figure, ax = blank(height=344)
+    problem = draw_box(ax, Box(8, 286, 114, 50), "problem", "83+85−22=", GREY)
+    policy = draw_box(ax, Box(8, 204, 114, 54), "policy", "writes k answers", BLUE)
+    update = draw_box(ax, Box(8, 10, 114, 64), "update", "makes good\nones likelier", ORANGE)
+    verifier = draw_box(ax, Box(150, 146, 346, 48), "verifier: a program",
+                        "is the number behind the last = right?", GREEN)  # fmt: skip
+    compared = draw_box(ax, Box(150, 64, 346, 48), "group",
+                        "each reward less the mean of the others", PURPLE)  # fmt: skip
+    lettering(ax, 323, 264, "k answers to one problem (here k = 4)")
+    for i, (answer, right, advantage) in enumerate(
+        zip(ANSWERS, RIGHT, group_advantages(RIGHT), strict=True)
+    ):
+        box = Box(150 + 88 * i, 217, 82, 28)
+        middle = box.middle[0]
+        ax.add_patch(Rectangle(box[:2], box.width, box.height, linewidth=1.2, edgecolor=BLUE,
+                               facecolor=FILLS[BLUE]))  # fmt: skip
+        lettering(ax, *box.middle, answer)
+        arrow(ax, box.bottom, (middle, verifier.top[1]))
+        arrow(ax, (middle, verifier.y), (middle, compared.top[1]))
+        lettering(ax, middle - 8, 129, f"reward {right:.0f}", ha="right")
+        lettering(ax, middle, 50, f"{advantage:+.2f}".replace("-", "−"), NORMAL, weight="bold")
+    lettering(ax, 323, 22, "advantage of each answer")
+    arrow(ax, problem.bottom, policy.top)
+    arrow(ax, policy.right, (150, policy.middle[1]))
+    arrow(ax, (496, 36), (122, 36))
+    arrow(ax, update.top, policy.bottom)
+    lettering(ax, 8, 139, "changes", ha="left")
+    for step, box in enumerate((policy, verifier, compared, update), start=1):
+        number(ax, box, step)
+    return figure
+
+
+def group_advantages(rewards: Sequence[float]) -> list[float]:
+    """The package's own leave-one-out advantages of one group."""
+    import torch
+
+    from rlhf_helpers.algorithms.critic_free import leave_one_out_advantages
+
+    return leave_one_out_advantages(torch.tensor([rewards]))[0].tolist()
+
+
 # --- the house ---
 
 
@@ -361,6 +410,7 @@ DIAGRAMS: dict[str, Callable[[], Figure]] = {
     "one_score": one_score,
     "preferences": preferences,
     "before_after": before_after,
+    "group": group,
     "house": house,
 }
 # Letters as outlines; the same names inside the file at every drawing.

@@ -22,6 +22,7 @@ from rlhf_helpers.show.study_figures import Group, groups_of, kl_of, read_study_
 from .plan import load_plan
 from .preference_tables import chain_table, reward_models_table
 from .study import refresh
+from .verifiable_report import in_one_sentence
 
 # The panels of the ablation figure: what stands on the axis, in order.
 PANELS = {
@@ -244,6 +245,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "preferences": lambda: chain_table("preferences"),
     "preferences_fluency": lambda: chain_table("preferences_fluency"),
     "preferences_lora": lambda: chain_table("preferences_lora"),
+    "arithmetic": lambda: in_one_sentence(reference_run_dir("arithmetic").path),
 }
 
 

@@ -11,7 +11,42 @@ from rlhf_helpers.config.reading import read_json, read_jsonl, read_text
 from rlhf_helpers.runs.files import atomic_write_text
 
 NAMES = {"rloo": "RLOO", "grpo": "GRPO", "ppo": "PPO"}
+HEADINGS = ("| pass@1 | pass@8 | pass@64 | greedy | running totals |", "|---|---|---|---|---|")
 BLOCK = re.compile(r"<!-- arithmetic -->.*?<!-- /arithmetic -->", re.DOTALL)
+
+
+def methods_table(evaluation: Mapping[str, Any]) -> str:
+    """Markdown: each method's mean over its seeds, the lowest and the highest in brackets."""
+    lines = [f"| verifier: strict | seeds {HEADINGS[0]}", f"|---|---{HEADINGS[1]}"]
+    before = evaluation["before"]
+    cells = [f"{x:.3f}" for x in _measured(before)[:-1]] + [f"{100 * before['steps']:.0f} %"]
+    lines.append("| before |  | " + " | ".join(cells) + " |")
+    for method, runs in by_method(evaluation).items():
+        columns = list(zip(*map(_measured, runs.values()), strict=True))
+        cells = [_mean_and_range(column) for column in columns[:-1]]
+        cells.append(_mean_and_range(columns[-1], 100, 0) + " %")
+        lines.append(f"| {NAMES[method]} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def by_method(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The runs of equal budget paid by the strict verifier, by method and name."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, run in evaluation["runs"].items():
+        if run["verifier"] == "strict" and run.get("budgets", 1) == 1:
+            found.setdefault(run["method"], {})[name] = run
+    return found
+
+
+def _measured(row: Mapping[str, Any]) -> list[float]:
+    return [*(row["pass_at_k"][k][0] for k in ("1", "8", "64")), row["greedy"], row["steps"]]
+
+
+def _mean_and_range(values: Sequence[float], factor: float = 1, digits: int = 3) -> str:
+    mean = factor * sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"**{mean:.{digits}f}** ({_range(values, factor, digits, '')})"
 
 
 def results_table(evaluation: Mapping[str, Any]) -> str:
@@ -23,10 +58,15 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         _line("before", "", evaluation["before"]),
     ]
     for run in evaluation["runs"].values():
-        longer = ", twice the steps" if run.get("budgets", 1) > 1 else ""
-        name = f"{NAMES[run['method']]}, seed {run['seed']}{longer}"
-        lines.append(_line(name, run["verifier"], run))
+        lines.append(_line(title(run), run["verifier"], run))
     return "\n".join(lines)
+
+
+def title(run: Mapping[str, Any]) -> str:
+    """A run in words, such as `RLOO, seed 1000, twice the steps`."""
+    longer = {1: "", 2: ", twice the steps"}.get(run.get("budgets", 1), ", more steps")
+    wide = ", wide" if run.get("wide") else ""
+    return f"{NAMES[run['method']]}, seed {run['seed']}{wide or longer}"
 
 
 def _line(name: str, verifier: str, row: Mapping[str, Any]) -> str:
@@ -62,15 +102,18 @@ def findings(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         f"Of the answers to sums of three terms {100 * evaluation['before']['steps']:.0f} % showed "
         f"a running total before training, {_range(shown, 100, 0, '')} % after it."
     )
-    said += [_steps_that_hold(name, metrics) for name in strict if _evaluations(name, metrics)]
+    for method, runs in by_method(evaluation).items():
+        said += _steps_that_hold(method, list(runs), metrics)
     for name, run in evaluation["runs"].items():
         if run["verifier"] == "sloppy":
             said.append(_fooled(name, run, evaluation["before"], metrics))
-    seconds = [_seconds(metrics, name) for name in evaluation["runs"]]
-    seconds = [value for value in seconds if value]
+    seconds = [run["cpu_seconds"] for run in evaluation["runs"].values()
+               if run.get("cpu_seconds") and run.get("budgets", 1) == 1]  # fmt: skip
     if seconds:
-        said.append(f"An optimizer step with its answers took {_range(seconds, 1, 1, '')} s in the "
-                    "mean of a run, on one thread of a busy machine.")  # fmt: skip
+        said.append(
+            f"Training took {_range(seconds, 1, 0, '')} CPU seconds on one thread, evaluations on "
+            f"the way included (measured in {len(seconds)} of the runs of the profile's steps)."
+        )
     if evaluation["not_run"]:
         said.append(f"Not run: {', '.join(evaluation['not_run'])}.")
     return said
@@ -80,14 +123,20 @@ def _evaluations(name: str, metrics: Sequence[Mapping[str, Any]]) -> list[Mappin
     return [m for m in metrics if m["run"] == name and m.get("metrics/steps_and_right")]
 
 
-def _steps_that_hold(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
-    lines = _evaluations(name, metrics)
-    first, last = (100 * m["metrics/steps_hold"] / m["metrics/steps_and_right"]
-                   for m in (lines[0], lines[-1]))  # fmt: skip
-    return (
-        f"{name}: of the right answers behind a running total, {first:.0f} % had a right one at "
-        f"step {lines[0]['step']} and {last:.0f} % at step {lines[-1]['step']}."
-    )
+def _steps_that_hold(
+    method: str, runs: Sequence[str], metrics: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    shares = []
+    for run in runs:
+        lines = _evaluations(run, metrics)
+        if lines:
+            shares.append([100 * m["metrics/steps_hold"] / m["metrics/steps_and_right"]
+                           for m in (lines[0], lines[-1])])  # fmt: skip
+    if not shares:
+        return []
+    first, last = (_range(column, 1, 0, "") for column in zip(*shares, strict=True))
+    return [f"{NAMES[method]}: of the right answers behind a running total, {first} % had a right "
+            f"one before training and {last} % after it."]  # fmt: skip
 
 
 def _fooled(
@@ -110,15 +159,6 @@ def _range(values: Sequence[float], factor: float = 1, digits: int = 3, sign: st
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
-def _seconds(metrics: Sequence[Mapping[str, Any]], run: str) -> float | None:
-    """Mean seconds of a step: sampling and scoring, and the update."""
-    own = [line for line in metrics if line["run"] == run]
-    made = [line["time/exp"] for line in own if line.get("time/exp") is not None]
-    updates = [line["time/forward"] + line["time/backward"] for line in own
-               if line.get("time/backward") is not None]  # fmt: skip
-    return sum(made) / len(made) + sum(updates) / len(updates) if made and updates else None
-
-
 def block(folder: Path) -> str:
     """The table and the sentences of a reference run's files."""
     evaluation = read_json(folder / "evaluation.json")
@@ -127,7 +167,22 @@ def block(folder: Path) -> str:
         f"{evaluation['n_prompts']:,} held-out problems, {evaluation['answers']} answers each at "
         "temperature 1; from `figures/reference_runs/arithmetic/`."
     )
-    return "\n".join([results_table(evaluation), "", about, "", *(f"- {text}" for text in said)])
+    parts = [methods_table(evaluation), "", "Every run:", "", results_table(evaluation), "", about]
+    return "\n".join([*parts, "", *(f"- {text}" for text in said)])
+
+
+def in_one_sentence(folder: Path) -> str:
+    """The same in one sentence, for docs/study.md."""
+    evaluation = read_json(folder / "evaluation.json")
+    before = evaluation["before"]["pass_at_k"]
+    parts = []
+    for method, runs in by_method(evaluation).items():
+        ends = [[run["pass_at_k"][k][0] for run in runs.values()] for k in ("1", "64")]
+        parts.append(f"{NAMES[method]} {_mean_and_range(ends[0])} and {_mean_and_range(ends[1])}")
+    return (
+        f"On {evaluation['n_prompts']:,} held-out problems, pass@1 and pass@64: before "
+        f"{before['1'][0]:.3f} and {before['64'][0]:.3f}; {'; '.join(parts)}."
+    )
 
 
 def rewrite_page(page: Path, folder: Path) -> bool:

@@ -212,17 +212,20 @@ class ExperienceMaker:
         scores, sequences = self.read(ids, mask, samples, prompts, times)
         scaled, stats = self.scaler(scores)
         with timed(times, "time/exp_forward", self.clock):
-            trunk = None
+            trunk = hidden = None
             if record is not None:
                 trunk = trunk_states(
                     self.policy, sequences.tokens, sequences.attention_mask, sequences.ends,
                     record, mask,
                 )  # fmt: skip
+                if record.hidden is not None:  # of the very ids that were drawn
+                    hidden = record.hidden[:, : sequences.tokens.shape[1] - ids.shape[1]]
             # GRPO has the penalty in its loss, all others in the reward.
             penalty = 0.0 if isinstance(self.method, GRPOConfig) else kl_coef
             rollouts, kl = build_rollouts(
                 self.policy, sequences, scaled, penalty, self.semantics, trunk=trunk,
-                keep_trunk=self.keep_trunk, is_last_chunk=is_last,
+                keep_trunk=self.keep_trunk, is_last_chunk=is_last, hidden=hidden,
+                measured=self.semantics.measured(len(sequences.ends), kl_coef),
             )  # fmt: skip
         rollouts.scores = [total(score) for score in scores]  # as the reward function gave them
         return rollouts, stats, kl
@@ -255,7 +258,8 @@ class ExperienceMaker:
             # What a compiled graph computes lies in memory that its next run overwrites.
             if not self.keep_trunk or kwargs.get("cache_implementation") == "static":
                 return self.policy.generate(ids, mask, **kwargs), None
-            with sampling_recorded(self.policy) as record:
+            keep_hidden = self.semantics.keeps_drawn_ids and self.policy.samples_as_it_scores
+            with sampling_recorded(self.policy, keep_hidden) as record:
                 return self.policy.generate(ids, mask, **kwargs), record
 
 

@@ -53,7 +53,7 @@ class RolloutStore:
     tokens: Tensor  # [n, N]
     attention_mask: Tensor  # [n, N] 1 where a token can be attended to
     logprobs: Tensor  # [n, R] of the policy that sampled, nats
-    ref_logprobs: Tensor  # [n, R] of the reference policy, nats
+    ref_logprobs: Tensor  # [n, R] of the reference policy, nats; `logprobs` where it was not asked
     values: Tensor  # [n, R] value head at sampling time
     rewards: Tensor  # [n, R] KL penalty per token, plus the score
     loss_mask: Tensor  # [n, R] 1 on the columns that enter the loss
@@ -186,22 +186,28 @@ def build_rollouts(
     keep_trunk: bool = True,
     trunk: Tensor | None = None,
     is_last_chunk: bool = True,
+    hidden: Tensor | None = None,
+    measured: Sequence[int] | None = None,
 ) -> tuple[RolloutStore, ChunkStatistics]:
     """Log-probabilities, values and per-token rewards of scored sequences.
 
     `scores` are already scaled and clipped: one number a sequence, put on its last stored column,
     or a list of numbers, put on its first columns one by one (dense rewards, trlX 0.7).
-    `trunk` [n, N, h]: states kept from sampling. Advantages are not set yet.
+    trunk [n, N, h], hidden [n, R, h]: states kept from sampling. `measured`: the rows that are
+    compared with the reference policy (default: all). Advantages are not set yet.
     """
     width, start = sequences.query_width, sequences.query_width - 1
     # The prompt's columns stay out of the output head where nothing asks for them.
     first = 0 if semantics.needs_prompt_columns(is_last_chunk) else start
-    scored = policy.score(sequences.tokens, sequences.attention_mask, first, trunk)
+    scored = policy.score(
+        sequences.tokens, sequences.attention_mask, first, trunk, hidden, measured
+    )
     counted = semantics.counted(sequences)[:, first:]
     logprobs, ref_logprobs = scored.logprobs * counted, scored.ref_logprobs * counted
     k1 = (logprobs - ref_logprobs)[:, start - first :]
+    rows = slice(None) if measured is None else list(measured)
     statistics = ChunkStatistics(
-        semantics.divergence(logprobs, ref_logprobs), k1.sum(1).mean().item()
+        semantics.divergence(logprobs[rows], ref_logprobs[rows]), k1[rows].sum(1).mean().item()
     )
     lengths = [end - start for end in sequences.ends]
     device, n_columns = k1.device, k1.shape[1]

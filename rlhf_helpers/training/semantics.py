@@ -75,6 +75,10 @@ class TrlxSemantics:
         """Whether the prompt's columns have to be scored: a chunk's divergence runs over them."""
         return is_last_chunk
 
+    def measured(self, n: int, kl_coef: float) -> range:
+        """Which of a chunk's n rollouts are compared with the reference policy: all."""
+        return range(n)
+
     def divergence(self, logprobs: Tensor, ref_logprobs: Tensor) -> float:
         """What the controller compares with its target; masked entries are 0 in both [n, C].
 
@@ -169,6 +173,14 @@ class CorrectedSemantics:
     def needs_prompt_columns(self, is_last_chunk: bool) -> bool:
         """Never: only the response's columns count."""
         return False
+
+    def measured(self, n: int, kl_coef: float) -> range:
+        """Which of a chunk's n rollouts are compared with the reference policy.
+
+        All, as long as a coefficient makes use of it. At 0 the divergence is only looked at: every
+        fourth rollout gives the same mean without bias, from 32 rollouts at least.
+        """
+        return range(n) if kl_coef else range(0, n, min(4, max(1, n // 32)))
 
     def divergence(self, logprobs: Tensor, ref_logprobs: Tensor) -> float:
         """What the controller compares with its target; masked entries are 0 in both [n, C]."""

@@ -69,8 +69,11 @@ def decode(
     width = prompt_ids.shape[1]
     decoded = Decoded([], [], [])
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    known: dict[tuple[int, ...], str] = {}  # a prompt may be answered many times
     for prompt, sample in zip(prompt_ids.tolist(), sample_ids.tolist(), strict=True):
-        prompt_text = to_text(tokenizer, prompt)
+        if tuple(prompt) not in known:
+            known[tuple(prompt)] = to_text(tokenizer, prompt)
+        prompt_text = known[tuple(prompt)]
         output, trimmed = cut_at_stop(to_text(tokenizer, sample[width:]), stop_sequences)
         if append_eos_token and (trimmed or sample[-1] in ends):
             output += tokenizer.eos_token

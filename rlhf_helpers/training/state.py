@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from rlhf_helpers.config.checks import ConfigError
 
@@ -97,10 +98,19 @@ def restore(trainer, state: dict[str, Any]) -> None:
 
 def kept_weights(trainer) -> dict[str, Any]:
     """Copies of what an optimizer step changes: trained parameters and the optimizer's state."""
+    optimizer = trainer.optimizer.state_dict()
     return {
         "trained": {name: p.detach().clone() for name, p in trainer.trained.items()},
-        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
-    }
+        # Not deepcopy: that takes as long as a small model's optimizer step.
+        "optimizer": {
+            "state": {
+                i: {k: x.clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+                    for k, x in moments.items()}
+                for i, moments in optimizer["state"].items()
+            },
+            "param_groups": copy.deepcopy(optimizer["param_groups"]),
+        },
+    }  # fmt: skip
 
 
 def put_back_weights(trainer, kept: dict[str, Any]) -> None:

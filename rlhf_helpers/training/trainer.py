@@ -267,7 +267,8 @@ class PPOTrainer:
         self.iteration += 1
         self.plan, self.position = self._plan(), 0
         self.good_weights = kept_weights(self) if self.watchdog.active else None
-        self.shown = {"reward": stats["exp_scores/mean"], "KL": stats["objective/kl"]}
+        kl = round(stats["objective/kl"], 4) + 0.0  # a policy that has not moved: 0, not -3e-07
+        self.shown = {"reward": stats["exp_scores/mean"], "KL": kl}
         self.log.write(self.step, stats)
 
     def _between_chunks(self) -> None:

@@ -42,6 +42,8 @@ def method_loss(
             batch.loss_mask,
             cliprange=method.cliprange, kl_coef=kl_coef,
         )  # fmt: skip
+        if kl_coef == 0:  # nothing is penalised, and not all rollouts were compared
+            del loss.stats["losses/kl_penalty"]
         return _of_all(loss, batch.share)
     return _ppo(logprobs, values, batch, method, semantics, processes)
 

@@ -269,3 +269,50 @@ def test_windows_and_rows_that_leave(tmp_path):
 
 def test_the_benchmarks_slow_half_samples_with_transformers():
     assert not NaivePolicy.own_decoding
+
+
+@pytest.mark.parametrize("padded", [LEFT_PADDED, SAME_LENGTH])
+def test_final_states_are_those_of_a_pass_over_the_whole_text(policy, padded):
+    """Of every token that was drawn, in rows that end one after another."""
+    ids, mask = prompts_of(policy, padded)
+    torch.manual_seed(0)
+    with sampling_recorded(policy, keep_hidden=True) as record:
+        rows = policy.generate(
+            ids, mask, eos_token_id=MANY_ENDS, max_new_tokens=12, do_sample=True, top_k=0
+        )
+    width, drawn = ids.shape[1], rows[:, ids.shape[1] :]
+    ended = torch.isin(drawn, torch.tensor(MANY_ENDS)).int()
+    real = ended.cumsum(1) - ended == 0  # up to and with the first end
+    assert 0 < real.sum() < real.numel()
+    _, final = policy.trunk_and_hidden(rows, torch.cat([mask, real.long()], 1))
+    expected = final[:, width - 1 : -1]
+    torch.testing.assert_close(record.hidden[real], expected[real], atol=1e-5, rtol=1e-5)
+    with sampling_recorded(policy) as record:
+        policy.generate(ids, mask, max_new_tokens=2)
+    assert record.hidden is None and record.states is not None
+
+
+@pytest.mark.parametrize("settings", [dict(do_sample=True, top_k=0), dict(do_sample=False)])
+def test_a_prompt_in_several_rows_is_read_once(policy, settings):
+    """Three texts of one prompt, one of the next, two of a third: the same as if each was read."""
+    ids, mask = prompts_of(policy)
+    rows = torch.tensor([0, 0, 0, 1, 2, 2])
+    ids, mask = ids[rows], mask[rows]
+    fed = rows_fed(policy)
+    given = dict(eos_token_id=MANY_ENDS, max_new_tokens=12, **settings)
+    found = []
+    for own in (True, False):
+        policy.own_decoding = own
+        torch.manual_seed(0)
+        with sampling_recorded(policy, keep_hidden=True) as record:
+            found.append((policy.generate(ids, mask, **given), torch.rand(1).item(), record))
+        policy.own_decoding = True
+    (ours, after, record), (theirs, after_theirs, _) = found
+    assert fed[0] == 3 and fed.count(6) >= 1
+    assert torch.equal(ours, theirs) and after == after_theirs
+    assert torch.equal(record.ids[:, : ids.shape[1]], ids)
+    states, final = policy.trunk_and_hidden(ids, mask)
+    real = mask.bool()
+    width = ids.shape[1]
+    torch.testing.assert_close(record.states[:, :width][real], states[real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(record.hidden[:, 0], final[:, -1], atol=1e-5, rtol=1e-5)

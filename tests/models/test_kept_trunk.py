@@ -6,6 +6,7 @@ from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
+from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.training.rollout import build_rollouts
 from rlhf_helpers.training.semantics import TrlxSemantics, sequences_of
 from rlhf_helpers.training.trainer import PPOTrainer
@@ -79,6 +80,32 @@ def test_under_corrected_scoring_computes_no_trunk(tmp_path):
     trainer.experience.prompts.prompts = trainer.experience.prompts.prompts[:4]
     trainer.experience.make(4, 0.05)
     assert at_the_end == [len(seen)]
+
+
+def test_under_corrected_the_policy_is_not_run_again_to_be_scored(tmp_path, monkeypatch):
+    trainer = trainer_with(tmp_path, "corrected")
+    policy, top, calls = trainer.policy, trainer.policy.top, []
+    policy.top = lambda *arguments: calls.append(1) or top(*arguments)
+    policy.reference_top = lambda trunk, tokens, mask: trunk
+    trainer.experience.make(4, 0.05)
+    assert calls == []
+    monkeypatch.setattr(Policy, "samples_as_it_scores", False)
+    trainer.experience.make(4, 0.05)
+    assert calls  # so that they would have been counted
+
+
+@pytest.mark.parametrize("dropout, dtype", [(0.1, "float32"), (0.0, "bfloat16")])
+def test_final_states_are_kept_only_where_they_are_those_of_scoring(tmp_path, dropout, dtype):
+    """Not in half precision; and under trlx dropout is active and texts are tokenised again."""
+    for semantics in ("trlx", "corrected"):
+        trainer = trainer_with(
+            tmp_path, semantics, model__delta_kwargs={"lora_dropout": dropout}, model__dtype=dtype
+        )
+        ids, mask = pad_prompts(trainer.experience.prompts.prompts[:4], EOS)
+        _, record = trainer.experience.sample(ids, mask)
+        assert record.states is not None
+        kept = semantics == "corrected" and dtype == "float32"
+        assert (record.hidden is not None) == kept
 
 
 def sampled_record(trainer, new_tokens=6):

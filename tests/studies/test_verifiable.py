@@ -43,15 +43,16 @@ def profile(tmp_path, monkeypatch):
 def test_the_runs_are_three_methods_three_seeds_and_a_sloppy_one():
     strict = [(run.method, run.seed) for run in RUNS
               if run.verifier == "strict" and run.budgets == 1]  # fmt: skip
+    assert len({run.name for run in RUNS}) == len(RUNS)
     assert sorted(strict) == [(m, s) for m in ("grpo", "ppo", "rloo") for s in (1000, 1001, 1002)]
     others = [run.name for run in RUNS if run.verifier == "sloppy" or run.budgets > 1]
-    assert others == ["rloo-sloppy-1000", "rloo-long-1000"]
+    assert others == ["rloo-sloppy-1000", "rloo-long-1000", "rloo-wide-1000"]
 
 
 def test_all_have_the_same_budget(tmp_path):
     profile = load_profile("arithmetic")
     kinds = {"rloo": RLOOConfig, "grpo": GRPOConfig, "ppo": PPOConfig}
-    for run in RUNS:
+    for run in (run for run in RUNS if not run.wide):
         config = config_of(run, profile, tmp_path)
         assert type(config.method) is kinds[run.method]
         assert config.method.semantics == "corrected" and config.train.seed == run.seed
@@ -64,6 +65,15 @@ def test_all_have_the_same_budget(tmp_path):
         )  # fmt: skip
 
 
+def test_the_wide_run_has_half_the_rate_and_twice_the_answers_in_each_step(tmp_path):
+    (run,) = (run for run in RUNS if run.wide)
+    config = config_of(run, load_profile("arithmetic"), tmp_path)
+    assert config.method.num_rollouts == config.method.chunk_size == config.train.batch_size == 512
+    assert config.optimizer.kwargs["lr"] == 5e-4
+    assert config.scheduler.kwargs == {"T_max": 750, "eta_min": 5e-5}
+    assert config.train.total_steps == 750 and config.method.samples_per_prompt == 8
+
+
 def test_from_runs_to_what_is_committed(tmp_path, profile, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
     (work / "rows").mkdir(parents=True)
@@ -72,10 +82,12 @@ def test_from_runs_to_what_is_committed(tmp_path, profile, capsys):
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["n_prompts"] == 6 and evaluation["answers"] == 4
     assert set(evaluation["runs"]) == {
-        "rloo-1000", "rloo-sloppy-1000", "rloo-long-1000", "grpo-1000", "ppo-1000",
+        "rloo-1000", "rloo-sloppy-1000", "rloo-long-1000", "rloo-wide-1000", "grpo-1000",
+        "ppo-1000",
     }  # fmt: skip
     assert len(evaluation["not_run"]) == 6
     for run in evaluation["runs"].values():
+        assert run["cpu_seconds"] > 0
         assert list(run["pass_at_k"]) == list(run["change"]) == ["1", "2", "4"]
         assert all(low <= mean <= high for mean, low, high in run["pass_at_k"].values())
         gained = run["pass_at_k"]["1"][0] - evaluation["before"]["pass_at_k"]["1"][0]

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_helpers.studies.verifiable_report import block, findings, results_table, rewrite_page
+from rlhf_helpers.studies.verifiable_report import (
+    block,
+    findings,
+    in_one_sentence,
+    methods_table,
+    results_table,
+    rewrite_page,
+    title,
+)
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "figures" / "reference_runs" / "arithmetic"
@@ -21,10 +29,13 @@ EVALUATION = {
     "n_prompts": 1000, "answers": 64, "before": row([0.37, 0.35, 0.39], [0.99, 0.98, 1.0]),
     "runs": {
         "rloo-1000": row([0.86, 0.84, 0.88], [0.94, 0.93, 0.95], method="rloo", seed=1000,
-                         verifier="strict", steps=0.71,
+                         verifier="strict", steps=0.71, cpu_seconds=None,
                          change={"1": [0.49, 0.47, 0.51], "64": [-0.05, -0.06, -0.04]}),
+        "rloo-1001": row([0.80, 0.78, 0.82], [0.96, 0.95, 0.97], method="rloo", seed=1001,
+                         verifier="strict", steps=0.91, cpu_seconds=151.4,
+                         change={"1": [0.43, 0.41, 0.45], "64": [-0.03, -0.04, -0.02]}),
         "ppo-1000": row([0.5, 0.48, 0.52], [0.99, 0.98, 1.0], method="ppo", seed=1000,
-                        verifier="strict", steps=0.5,
+                        verifier="strict", steps=0.5, cpu_seconds=200.2,
                         change={"1": [0.13, 0.1, 0.16], "64": [0.0, -0.01, 0.01]}),
         "rloo-sloppy-1000": row([0.53, 0.5, 0.56], [0.9, 0.8, 1.0], method="rloo", seed=1000,
                                 verifier="sloppy", sloppy=0.79, characters=7.7,
@@ -38,33 +49,57 @@ METRICS = [
 ] + [
     {"run": "rloo-1000", "step": 0, "metrics/steps_and_right": 0.2, "metrics/steps_hold": 0.19},
     {"run": "rloo-1000", "step": 9, "metrics/steps_and_right": 0.4, "metrics/steps_hold": 0.3},
-    {"run": "rloo-1000", "step": 1, "time/exp": 0.5},
-    {"run": "rloo-1000", "step": 1, "time/forward": 0.2, "time/backward": 0.3},
+    {"run": "rloo-1001", "step": 0, "metrics/steps_and_right": 0.2, "metrics/steps_hold": 0.19},
+    {"run": "rloo-1001", "step": 9, "metrics/steps_and_right": 0.5, "metrics/steps_hold": 0.45},
 ]
 
 
 def test_a_line_for_each_run():
     lines = results_table(EVALUATION).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert lines[2].startswith("| before |  | 0.370 (0.350 to 0.390) | 0.800 | 0.990 | 0.810 |")
     assert "| RLOO, seed 1000 | strict | 0.860 (0.840 to 0.880)" in lines[3]
     assert "0.900, not measured" in lines[3] and "71 %" in lines[3]
 
 
+def test_runs_in_words():
+    run = {"method": "rloo", "seed": 7}
+    assert title(run) == title(run | {"budgets": 1, "wide": False}) == "RLOO, seed 7"
+    assert title(run | {"budgets": 2}) == "RLOO, seed 7, twice the steps"
+    assert title(run | {"budgets": 3, "wide": True}) == "RLOO, seed 7, wide"
+
+
+def test_means_over_the_seeds_with_the_lowest_and_the_highest():
+    lines = methods_table(EVALUATION).splitlines()
+    assert len(lines) == 5  # heads, before, RLOO, PPO: nothing of the sloppy run
+    assert lines[2] == "| before |  | 0.370 | 0.800 | 0.990 | 0.810 | 36 % |"
+    assert lines[3].startswith("| RLOO | 2 | **0.830** (0.800 to 0.860) | **0.800** (0.800) | "
+                               "**0.950** (0.940 to 0.960) | ")  # fmt: skip
+    assert lines[3].endswith("| **81** (71 to 91) % |")
+    assert lines[4] == "| PPO | 1 | 0.500 | 0.800 | 0.990 | 0.810 | 50 % |"
+
+
+def test_means_leave_longer_runs_out():
+    longer = EVALUATION["runs"]["rloo-1001"] | {"budgets": 2}
+    others = {**EVALUATION, "runs": {**EVALUATION["runs"], "rloo-long-1000": longer}}
+    assert methods_table(others) == methods_table(EVALUATION)
+
+
 def test_sentences_with_these_numbers():
     said = findings(EVALUATION, METRICS)
-    assert said[0] == ("pass@1 changed by +0.130 to +0.490; the 95 % interval lies above 0 in 2 "
-                       "and below 0 in 0 of 2 runs.")  # fmt: skip
+    assert said[0] == ("pass@1 changed by +0.130 to +0.490; the 95 % interval lies above 0 in 3 "
+                       "and below 0 in 0 of 3 runs.")  # fmt: skip
     assert said[1] == ("pass@64 changed by −0.050 to +0.000; the 95 % interval lies above 0 in 0 "
-                       "and below 0 in 1 of 2 runs.")  # fmt: skip
+                       "and below 0 in 2 of 3 runs.")  # fmt: skip
     assert said[2] == ("Of the answers to sums of three terms 36 % showed a running total before "
-                       "training, 50 to 71 % after it.")  # fmt: skip
-    assert said[3] == ("rloo-1000: of the right answers behind a running total, 95 % had a right "
-                       "one at step 0 and 75 % at step 9.")  # fmt: skip
+                       "training, 50 to 91 % after it.")  # fmt: skip
+    assert said[3] == ("RLOO: of the right answers behind a running total, 95 % had a right one "
+                       "before training and 75 to 90 % after it.")  # fmt: skip
     assert "right at step 50 (0.680, while 0.700 were paid for)" in said[4]
     assert "0.530 were right and 0.790 paid for" in said[4]
     assert "7.7 characters instead of 3.1" in said[4]
-    assert "took 1.0 s" in said[5]
+    assert said[5].startswith("Training took 151 to 200 CPU seconds on one thread")
+    assert "measured in 2 of the runs" in said[5]
     assert said[6] == "Not run: ppo-1002."
 
 
@@ -77,6 +112,10 @@ def test_the_page_is_written_anew_between_its_marks(tmp_path):
     text = page.read_text()
     assert "old" not in text and text.startswith("above") and text.endswith("below\n")
     assert "1,000 held-out problems, 64 answers each" in text
+    assert in_one_sentence(tmp_path) == (
+        "On 1,000 held-out problems, pass@1 and pass@64: before 0.370 and 0.990; RLOO **0.830** "
+        "(0.800 to 0.860) and **0.950** (0.940 to 0.960); PPO 0.500 and 0.990."
+    )
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")

@@ -199,6 +199,42 @@ def test_divergence_is_k3_per_sequence_over_the_response(tmp_path):
     assert stats["mean_kl"] == pytest.approx(sum(per_sequence) / len(per_sequence), rel=1e-4)
 
 
+@pytest.mark.parametrize("semantics", ["trlx", "corrected"])
+@pytest.mark.parametrize("coefficient", [0.0, 0.05])
+def test_without_a_penalty_corrected_compares_some_rollouts_with_the_reference(
+    tmp_path, semantics, coefficient
+):
+    """Two chunks of 64: every second rollout; with a coefficient, and under trlx, each of them."""
+    trainer = trainer_with(tmp_path, semantics, model__delta_kwargs={"lora_dropout": 0.0},
+                           method__chunk_size=64, method__num_rollouts=128)  # fmt: skip
+    chosen = [PROMPTS[i % len(PROMPTS)] for i in range(128)]
+    trainer.add_prompts(chosen, PROMPTS[:1])
+    torch.manual_seed(0)
+    store, stats = trainer.experience.make(128, coefficient)
+    some = semantics == "corrected" and coefficient == 0
+    k1 = []
+    for i, r in enumerate(one_by_one(store)):
+        difference = (r.logprobs - r.ref_logprobs)[r.loss_mask.bool()]
+        if some and i % 2:
+            assert (difference == 0).all()
+        else:
+            k1.append(difference.sum().item())
+    assert len(k1) == (64 if some else 128) and sum(map(bool, k1)) > 60
+    if semantics == "corrected":
+        assert stats["objective/kl"] == pytest.approx(sum(k1) / len(k1), rel=1e-4)
+    if coefficient == 0:  # what is learned from does not depend on it
+        assert store.rewards.sum(1).tolist() == pytest.approx(store.scores, abs=1e-5)
+
+
+def test_how_many_rollouts_are_compared_without_a_penalty():
+    """Every fourth, and 32 at least where there are so many."""
+    measured = semantics_page.CorrectedSemantics().measured
+    assert list(measured(4, 0.0)) == [0, 1, 2, 3] and len(measured(63, 0.0)) == 63
+    assert list(measured(64, 0.0))[:3] == [0, 2, 4] and len(measured(64, 0.0)) == 32
+    assert list(measured(256, 0.0))[:3] == [0, 4, 8] and len(measured(256, 0.0)) == 64
+    assert len(measured(256, 1e-9)) == 256 == len(semantics_page.TrlxSemantics().measured(256, 0.0))
+
+
 def test_trlx_divergence_is_per_entry_reversed_and_of_the_last_chunk(tmp_path):
     trainer = trainer_with(tmp_path, "trlx", model__delta_kwargs={"lora_dropout": 0.0})
     rollouts, stats = rollouts_of(trainer)
