@@ -50,6 +50,10 @@ def speed_table(folder: str | Path | None = None) -> str:
     ]  # fmt: skip
     head = ["seconds of one iteration", *(f"`{shape}`" for shape in SHAPES)]
     lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    dates = {result["shape"]: result["date"] for result in beside}
+    if len(set(dates.values())) > 1:
+        said = ", ".join(f"`{shape}` on {date}" for shape, date in dates.items())
+        lines += ["", f"Measured beside trlX: {said}, by the code and on the machine of that day."]
     return "\n".join(lines)
 
 

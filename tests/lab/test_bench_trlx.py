@@ -117,7 +117,8 @@ def test_committed_figures_follow_from_their_own_seconds(path):
     result = read_json(path)
     again = bench_trlx.compared(result["engines"])
     assert {name: result[name] for name in again} == again
-    assert all(len(run["periods"]) >= 2 for runs in result["engines"].values() for run in runs)
+    for runs in result["engines"].values():
+        assert sum(len(run["periods"]) for run in runs) >= 2
     assert result["engines"]["trlx"][0]["versions"]["transformers"] == "4.27.1"
 
 

@@ -157,6 +157,12 @@ def test_the_committed_table_holds_the_promise():
         measured, error = float(row["measured_MB"]), float(row["error_MB"])
         assert error == pytest.approx(float(row["predicted_MB"]) - measured, abs=1.5)
         assert abs(error) < max(300, 0.25 * measured), row
+    errors = [-float(row["error"]) for row in rows]
+    page = " ".join((repo_root() / "docs" / "memory.md").read_text(encoding="utf-8").split())
+    assert len(rows) == 7 and min(errors) > 0
+    assert (
+        f"The seven predictions are {100 * min(errors):.0f} to {100 * max(errors):.0f} % too low"
+    ) in page
 
 
 def test_the_page_says_what_is_predicted_today():
