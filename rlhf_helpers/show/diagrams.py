@@ -161,7 +161,8 @@ def one_model() -> Figure:
     figure, ax = blank(height=300)
     trunk = draw_box(ax, Box(60, 44, 384, 46), "trunk: the lower layers", "frozen, computed once",
                      GREY)  # fmt: skip
-    tuned = draw_box(ax, Box(60, 128, 176, 50), "top layers, LoRA on", r"$W + (\alpha/r)\,BA$", BLUE)
+    tuned = draw_box(ax, Box(60, 128, 176, 50), "top layers, LoRA on",
+                     r"$W + (\alpha/r)\,BA$", BLUE)  # fmt: skip
     plain = draw_box(ax, Box(268, 128, 176, 50), "the same, LoRA off", "$W$", GREY)
     value = draw_box(ax, Box(24, 216, 112, 46), "value head", "", ORANGE)
     head = draw_box(ax, Box(160, 216, 96, 46), "output layer", "", GREY)

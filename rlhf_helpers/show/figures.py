@@ -231,7 +231,8 @@ def draw_histogram(ax: Axes, before: Samples, after: Samples | None) -> None:
     means = " to ".join(f"{np.mean(rewards):.2f}" for _, rewards, _, _ in sides)
     title = f"Mean reward from {means}"
     if after is None:
-        title = f"Before training: {'every reward occurs, ' if counts.min() > 0 else ''}mean {means}"
+        every = "every reward occurs, " if counts.min() > 0 else ""
+        title = f"Before training: {every}mean {means}"
     ax.set(title=title, xlabel="reward of a text", xlim=(0, 1),
            ylabel=f"texts (of {len(sides[0][1])})", ylim=(0, 1.3 * highest))
     ax.legend(loc="upper left")
