@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "tables": ["Table", "wrapped"],
+        "tables": ["Folded", "Table", "wrapped"],
         "samples_table": ["SamplesTable"],
         "plot_style": ["save_figure"],
         "figures": [

@@ -161,16 +161,18 @@ def one_model() -> Figure:
     figure, ax = blank(height=300)
     trunk = draw_box(ax, Box(60, 44, 384, 46), "trunk: the lower layers", "frozen, computed once",
                      GREY)  # fmt: skip
-    tuned = draw_box(ax, Box(60, 128, 176, 50), "top layers, LoRA on", "$W + BA$", BLUE)
+    tuned = draw_box(ax, Box(60, 128, 176, 50), "top layers, LoRA on",
+                     r"$W + (\alpha/r)\,BA$", BLUE)  # fmt: skip
     plain = draw_box(ax, Box(268, 128, 176, 50), "the same, LoRA off", "$W$", GREY)
     value = draw_box(ax, Box(24, 216, 112, 46), "value head", "", ORANGE)
-    head = draw_box(ax, Box(160, 216, 92, 46), "output head", "", GREY)
-    same = draw_box(ax, Box(310, 216, 92, 46), "output head", "", GREY)
+    head = draw_box(ax, Box(160, 216, 96, 46), "output layer", "", GREY)
+    same = draw_box(ax, Box(308, 216, 96, 46), "output layer", "", GREY)
     arrow(ax, (252, 24), trunk.bottom)
-    lettering(ax, 252, 14, "tokens of prompt and answer")
+    lettering(ax, 252, 14, "tokens of prompt and output")
     arrow(ax, (tuned.middle[0], 90), tuned.bottom)
     arrow(ax, (plain.middle[0], 90), plain.bottom)
-    for start, box in ((90, value), (206, head), (plain.middle[0], same)):
+    lettering(ax, 97, 196, "$h$ numbers", ha="left")
+    for start, box in ((80, value), (208, head), (plain.middle[0], same)):
         arrow(ax, (start, 178), (start, 216))
         arrow(ax, box.top, (box.middle[0], 276))
     lettering(ax, value.middle[0], 287, "value", weight="bold")
@@ -182,8 +184,8 @@ def one_model() -> Figure:
 # --- 3: W + B A ---
 
 
-def low_rank(width: int = 2048, rank: int = 8) -> Figure:
-    """The thick matrix and the two thin ones, with shapes and sizes; OPT-1.3B's and the post's."""
+def low_rank(width: int = 192, rank: int = 16) -> Figure:
+    """The thick matrix and the two thin ones, with shapes and sizes; those of the profile cpu."""
     figure, ax = blank(height=226)
     side, thin, bottom = 132, 13, 50
     middle = bottom + side / 2

@@ -52,6 +52,8 @@ __all__ = [
 
 
 REWARD_BINS = 20
+SEEN = 0.01  # the share of a bar from which on a part of it can be seen
+PLENTY = 3  # from so many times the needed memory on, the rest is not drawn
 
 Metrics = Sequence[Mapping]
 Samples = Sequence[Mapping]
@@ -208,14 +210,14 @@ class LiveCurves:
 
 @projected
 def reward_histogram(before: Samples, after: Samples | None = None) -> Figure:
-    """How the reward of the held-out samples is distributed, before and after."""
+    """How the reward of the held-out samples is distributed, before and (where given) after."""
     figure = new_figure(height=3.2)
     draw_histogram(figure.subplots(), before, after)
     return figure
 
 
 def draw_histogram(ax: Axes, before: Samples, after: Samples | None) -> None:
-    sides = [("before", _rewards(before), BEFORE, "--")]
+    sides = [("before", _rewards(before), GREY if after is None else BEFORE, "--")]
     if after is not None:
         sides.append(("after", _rewards(after), AFTER, "-"))
     highest = 0.0
@@ -224,13 +226,16 @@ def draw_histogram(ax: Axes, before: Samples, after: Samples | None) -> None:
         counts, _, _ = ax.hist(rewards, alpha=0.35, **bins)
         ax.hist(rewards, histtype="step", linestyle=line, linewidth=1.4, **bins)
         mean = float(np.mean(rewards))
-        label = f"{name}: mean {mean:.2f}"
+        label = "mean" if after is None else f"{name}: mean {mean:.2f}"
         ax.axvline(mean, ymax=0.77, color=colour, linestyle=line, label=label)
         highest = max(highest, counts.max())
     means = " to ".join(f"{np.mean(rewards):.2f}" for _, rewards, _, _ in sides)
-    title = f"Mean reward {means}" if after is None else f"Mean reward from {means}"
-    ax.set(title=title, xlabel="reward of a sample", xlim=(0, 1),
-           ylabel=f"samples (of {len(sides[0][1])})", ylim=(0, 1.3 * highest))
+    title = f"Mean reward from {means}"
+    if after is None:
+        every = "every reward occurs, " if counts.min() > 0 else ""
+        title = f"Before training: {every}mean {means}"
+    ax.set(title=title, xlabel="reward of a text", xlim=(0, 1),
+           ylabel=f"texts (of {len(sides[0][1])})", ylim=(0, 1.3 * highest))
     ax.legend(loc="upper left")
 
 
@@ -287,23 +292,39 @@ def paired_change_plot(
 
 @styled
 def memory_bar(parts: Mapping[str, float], limit: float) -> Figure:
-    """Predicted memory by part, in bytes, against what the machine has."""
-    figure = new_figure(height=1.9)
+    """Predicted memory by part, in bytes, against what the machine has.
+
+    Parts that are too small to be seen are one part. Where the machine has far more than is needed,
+    the title alone says how much: the axis ends behind the parts.
+    """
+    figure = new_figure(height=2.3)
     ax = figure.subplots()
     start, total = 0.0, sum(parts.values())
-    for i, (name, size) in enumerate(parts.items()):
+    plenty = limit > PLENTY * total
+    shown = _large_parts(parts)
+    for i, (name, size) in enumerate(shown.items()):
         ax.barh(0, size / 1e9, left=start / 1e9, height=0.5, color=PARTS[i % len(PARTS)],
                 edgecolor="white", linewidth=0.3, label=f"{name} {_gigabytes(size)}")
         start += size
-    ax.axvline(limit / 1e9, color=RED, linewidth=2, linestyle="--")
-    ax.annotate(f"available: {_gigabytes(limit)}", (limit / 1e9, 0.42), color=RED, ha="right",
-                xytext=(-4, 0), textcoords="offset points", fontsize=8.5)
+    if not plenty:
+        ax.axvline(limit / 1e9, color=RED, linewidth=2, linestyle="--")
+        ax.annotate(f"available: {_gigabytes(limit)}", (limit / 1e9, 0.42), color=RED, ha="right",
+                    xytext=(-4, 0), textcoords="offset points", fontsize=8.5)
     fits = "fits" if total <= limit else "does not fit"
-    ax.set(title=f"{_gigabytes(total)} needed: it {fits}", xlabel="memory (GB)", yticks=[],
-           ylim=(-0.3, 0.6), xlim=(0, 1.05 * max(total, limit) / 1e9))
+    available = f", {_gigabytes(limit)} available" if plenty else ""
+    ax.set(title=f"{_gigabytes(total)} needed{available}: it {fits}", xlabel="memory (GB)",
+           yticks=[], ylim=(-0.3, 0.6 if not plenty else 0.3),
+           xlim=(0, 1.05 * (total if plenty else max(total, limit)) / 1e9))
     ax.grid(False, axis="y")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _large_parts(parts: Mapping[str, float]) -> dict[str, float]:
+    """The parts that can be seen in a bar, and where several cannot, their sum as the last one."""
+    seen = {name: size for name, size in parts.items() if size >= SEEN * sum(parts.values())}
+    rest = {name: size for name, size in parts.items() if name not in seen and size > 0}
+    return seen | (rest if len(rest) < 2 else {"all other parts": sum(rest.values())})
 
 
 def _gigabytes(size: float) -> str:

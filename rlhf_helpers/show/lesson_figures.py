@@ -57,7 +57,7 @@ def rank_and_layers_plot(rows: Sequence[Mapping], rank: int, layers: int) -> Fig
     `rows`: of figures/study/ablations/table.csv; `rank` and `layers` are the study's default, which
     its row named "default" in column `panel` leaves out. Bars: 95 % interval over prompts.
     """
-    figure = new_figure(height=3.3)
+    figure = new_figure(height=3.7)
     axes = figure.subplots(1, 2, sharey=True)
     choices = (
         ("rank", "model.delta_kwargs.lora_r", rank, f"rank r, with {layers} layers"),
@@ -74,11 +74,26 @@ def rank_and_layers_plot(rows: Sequence[Mapping], rank: int, layers: int) -> Fig
         ax.errorbar(range(len(values)), rewards, yerr=halves, fmt="o-", color=BLUE, capsize=3)
         ax.axhline(rows[0]["reward_before"], color=GREY, linestyle="--")
         ax.set_xticks(range(len(values)), [str(value) for value in values])
-        ax.set(title=f"By {panel}", xlabel=label, ylim=(0, 1), xlim=(-0.4, len(values) - 0.6))
+        ax.set(title=_range_in_words([point[:2] for point in points]), xlabel=label,
+               ylim=(0, 1.05), xlim=(-0.4, len(values) - 0.6))
     axes[0].set_ylabel("reward after training")
-    axes[0].annotate("before", (0, rows[0]["reward_before"]), xytext=(0, -5), color="#5a5a5a",
-                     textcoords="offset points", va="top", ha="center")  # fmt: skip
+    axes[0].annotate("reward before training", (0, rows[0]["reward_before"]), xytext=(0, -5),
+                     color="#5a5a5a", textcoords="offset points", va="top")  # fmt: skip
+    axes[0].annotate("bars: 95 % interval\nover the prompts", (0, 0.05), color="#5a5a5a")
     return figure
+
+
+def _range_in_words(points: Sequence[tuple[int, float]]) -> str:
+    """A title: from which reward to which the choices lead, and the reward without LoRA.
+
+    `points`: the choice (a rank, a number of layers; 0 is without LoRA) and its reward.
+    """
+    rewards = [reward for choice, reward in points if choice > 0]
+    without = [reward for choice, reward in points if choice == 0]
+    low, high = min(rewards), max(rewards)
+    if without:
+        return f"With LoRA: {low:.2f} to {high:.2f},\nwithout: {without[0]:.2f}"
+    return f"Rank {'hardly ' * (high - low < 0.1)}matters:\n{low:.2f} to {high:.2f}"
 
 
 # What notebook 05 shows of the frontier, and on which side each name stands; the rest is in

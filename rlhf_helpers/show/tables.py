@@ -77,6 +77,24 @@ class Table:
         return "\n".join(lines)
 
 
+class Folded:
+    """Tables or texts under one line that opens them in any page of HTML; plain text elsewhere."""
+
+    def __init__(self, title: str, *parts: Table | str) -> None:
+        """`title`: the line that stays in sight."""
+        self.title, self.parts = title, parts
+
+    def _repr_html_(self) -> str:
+        inside = "\n".join(
+            f'<pre class="tex2jax_ignore mathjax_ignore">{escaped(part)}</pre>'
+            if isinstance(part, str) else part._repr_html_() for part in self.parts
+        )  # fmt: skip
+        return f"<details><summary>{escaped(self.title)}</summary>\n{inside}\n</details>"
+
+    def __repr__(self) -> str:
+        return "\n\n".join([self.title, *(str(part) for part in self.parts)])
+
+
 def escaped(text: str) -> str:
     """`text` as HTML that shows it: no markup, no formula, no control characters."""
     shown = "".join(char if char.isprintable() or char == "\n" else " " for char in text)

@@ -16,7 +16,7 @@ from rlhf_helpers.rewards.check import accuracy, is_right, reliability_rows, sur
 from rlhf_helpers.runs import files as run_files
 from rlhf_helpers.runs.files import MissingRunFileError, atomic_write_json
 from rlhf_helpers.show.lesson_figures import clipping_plot, next_token_plot, rank_and_layers_plot
-from rlhf_helpers.show.tables import Table, wrapped
+from rlhf_helpers.show.tables import Folded, Table, wrapped
 
 # --- tables ---------------------------------------------------------------------------------------
 
@@ -170,6 +170,15 @@ def smallest_text(figure) -> float:
     return min(text.get_fontsize() for text in texts)
 
 
+def test_what_is_folded_stands_behind_one_line_and_is_escaped():
+    shown = Folded("More <here>", "a tree\n└── <b>", Table([{"n": 1}]))
+    page = shown._repr_html_()
+    assert page.startswith("<details><summary>More &lt;here&gt;</summary>")
+    assert page.rstrip().endswith("</details>") and page.count("<table") == 1
+    assert "a tree\n└── &lt;b&gt;</pre>" in page
+    assert repr(shown) == "More <here>\n\na tree\n└── <b>\n\nn\n1"
+
+
 def test_the_next_tokens_are_bars_in_order_with_their_probability():
     figure = next_token_plot("It was", [" a", " so"], [0.25, 0.0625])
     (ax,) = figure.axes
@@ -200,6 +209,8 @@ def test_rank_and_layers_are_taken_from_their_rows():
     assert list(by_rank.lines[0].get_ydata()) == [0.7, 0.8, 0.9]
     assert [t.get_text() for t in by_layers.get_xticklabels()] == ["0", "4"]
     assert list(by_layers.lines[0].get_ydata()) == [0.4, 0.8]
+    assert by_rank.get_title(loc="left") == "Rank matters:\n0.70 to 0.90"
+    assert by_layers.get_title(loc="left") == "With LoRA: 0.80 to 0.80,\nwithout: 0.40"
     bars = by_rank.collections[0].get_segments()
     assert [(low[1], high[1]) for low, high in bars] == [
         pytest.approx(pair) for pair in ((0.67, 0.73), (0.79, 0.81), (0.88, 0.92))

@@ -189,9 +189,16 @@ def test_histogram_of_one_side_and_of_extreme_rewards():
     rows = [{"reward": reward, "group": "any"} for reward in (0.0, 1.0, 1.0)]
     figure = reward_histogram(rows)
     check_readable(figure)
-    assert title(figure.axes[0]) == "Mean reward 0.67"
+    assert title(figure.axes[0]) == "Before training: mean 0.67"
     heights = [bar.get_height() for bar in figure.axes[0].patches if hasattr(bar, "get_height")]
     assert (heights[0], heights[19]) == (1, 2)
+
+
+def test_histogram_says_that_every_reward_occurs_where_none_is_missing():
+    rows = [{"reward": (i + 0.5) / 20, "group": "any"} for i in range(20)]
+    told = "Before training: every reward occurs, mean 0.50"
+    assert title(reward_histogram(rows).axes[0]) == told
+    assert "every" not in title(reward_histogram(rows[1:]).axes[0])
 
 
 def test_paired_change_pairs_by_prompt_and_seed():
@@ -232,6 +239,18 @@ def test_memory_bar_adds_up(limit, words):
     assert ax.get_lines()[0].get_xdata()[0] == pytest.approx(limit / 1e9)
     assert title(ax) == f"2.50 GB needed: {words}"
     assert ax.get_xlim()[1] > max(2.503, limit / 1e9)
+
+
+def test_memory_bar_sums_what_cannot_be_seen_and_ends_behind_the_parts():
+    small = {f"part {i}": 1e6 for i in range(12)}
+    figure = memory_bar({"weights": 2e9, "none": 0, **small}, 100e9)
+    check_readable(figure)
+    ax = figure.axes[0]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([2.0, 0.012])
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["weights 2.00 GB", "all other parts 12 MB"]
+    assert not ax.get_lines() and 2.012 < ax.get_xlim()[1] < 2.5
+    assert title(ax) == "2.01 GB needed, 100.00 GB available: it fits"
 
 
 # --- whole runs ---------------------------------------------------------------------------
