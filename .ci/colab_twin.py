@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,25 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
+def add_to_file(
+    out: Path, image: str, notebooks: Sequence[dict] = (),
+    fast_tests: Mapping[str, dict] | None = None,
+) -> dict[str, Any]:
+    """Put new rows in the place of those that the file has of the same; what it holds then."""
+    before = json.loads(out.read_text()) if out.exists() else {}
+    rows = [*before.get("notebooks", []), *notebooks]
+    result = {
+        "image": image, "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in NAMED},
+        "replaced": replaced_packages(image),
+        "notebooks": list({(row["notebook"], row["how"]): row for row in rows}.values()),
+        "fast_tests": before.get("fast_tests", {}) | dict(fast_tests or {}),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
 def failed_runs(result: dict[str, Any]) -> list[str]:
     """The notebooks and tests that failed."""
     notebooks = [row["notebook"] for row in result["notebooks"] if row["problem"]]
@@ -164,17 +183,6 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1))
     arguments = parser.parse_args()
     out = ROOT / "figures" / "support" / f"{arguments.image}.json"
-    before = json.loads(out.read_text()) if out.exists() else {}
-    result = {
-        "image": arguments.image, "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in NAMED},
-        "notebooks": before.get("notebooks", []), "fast_tests": before.get("fast_tests", {}),
-    }  # fmt: skip
-
-    def write() -> None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
-
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "content"
         repo = copy_of_the_repository(content)
@@ -182,16 +190,12 @@ def main() -> int:
             subprocess.run(["git", "init", "-q"], cwd=repo, check=True)
             every = sorted(path.parent.name for path in repo.glob("tests/*/test_*.py"))
             for room in arguments.room or sorted(set(every) - {"browser"}):
-                result["fast_tests"][room] = run_tests(repo, room, arguments.processes)
-                write()
+                counts = run_tests(repo, room, arguments.processes)
+                result = add_to_file(out, arguments.image, fast_tests={room: counts})
         if not arguments.skip_notebooks:
             os.environ.update(like_colab(Path(folder)))
-            known = {(row["notebook"], row["how"]): row for row in result["notebooks"]}
             for row in run_notebooks(repo, content, arguments.notebook):
-                result["replaced"] = replaced_packages(arguments.image)
-                known[row["notebook"], row["how"]] = row
-                result["notebooks"] = list(known.values())
-                write()
+                result = add_to_file(out, arguments.image, notebooks=[row])
     return 1 if failed_runs(result) else 0
 
 
