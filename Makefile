@@ -43,7 +43,8 @@ test-slow: $(STAMP)
 test-browser: book slides
 	$(PY) -m pytest tests/browser -m browser
 
-# The lowest versions that requirements.txt admits (torch aside, whose old builds bring CUDA).
+# The lowest versions that requirements.txt admits (torch aside, whose old builds bring CUDA). uv
+# takes the newest fsspec first and then a datasets that goes with it: so fsspec is held.
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
@@ -100,9 +101,10 @@ $(OLDEST)/.installed: requirements.txt .ci/constraints.txt
 	  $(OLDEST)/bin/python -m pip install torch -c .ci/constraints.txt $(TORCH)
 	$(OLDEST)/bin/python -m pip install uv
 	grep -v '^torch' requirements.txt > $(OLDEST)/requirements.txt
+	echo 'fsspec==2025.3.0' >> $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python -c 'import torch; print("torch==" + torch.__version__)' \
 	  > $(OLDEST)/torch.txt
-	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --upgrade --resolution lowest-direct \
 	  -r $(OLDEST)/requirements.txt --override $(OLDEST)/torch.txt
 	@touch $@
 

@@ -3,10 +3,11 @@
     make test-colab
 
 starts this with the twin's own Python, which has the versions of .ci/colab-2026-08.txt. It works in
-a copy of the repository's tracked files. What stands in for Colab: an empty package google.colab
-that is imported when a kernel starts, the repository lying where the bootstrap cell would clone it
-to (/content is replaced by a temporary folder), and kernels that start in that folder. What it
-cannot show: a GPU, Colab's page, and whatever Google changed after the list was published.
+a copy of the repository's tracked files, and writes after every notebook and every folder of tests.
+What stands in for Colab: an empty package google.colab that is imported when a kernel starts, the
+repository lying where the bootstrap cell would clone it to (/content is replaced by a temporary
+folder), and kernels that start in that folder. What it cannot show: a GPU, Colab's page, and
+whatever Google changed after the list was published.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
@@ -63,7 +66,10 @@ def like_colab(folder: Path) -> dict[str, str]:
 
 
 def run_notebook(path: Path, content: Path, parameters: dict | None) -> float:
-    """Execute all cells in a new kernel; the seconds it took. Raises the error of a cell."""
+    """Execute all cells in a new kernel; the seconds it took. Raises the error of a cell.
+
+    In the exercises each solution must be told by its check that it is right.
+    """
     notebook = load_notebook_node(str(path))
     if parameters:
         notebook = parameterize_notebook(notebook, parameters)
@@ -73,80 +79,124 @@ def run_notebook(path: Path, content: Path, parameters: dict | None) -> float:
         notebook, timeout=CELL_TIMEOUT, kernel_name=kernel,
         resources={"metadata": {"path": str(content)}},
     ).execute()  # fmt: skip
+    for cell in notebook.cells:
+        if "solution" in cell.metadata.get("tags", ()):
+            said = "".join(output.get("text", "") for output in cell.outputs).strip()
+            if said.splitlines()[-1:] != ["Right."]:
+                raise ValueError(f"a solution is not right: {said or 'its check says nothing'}")
     return round(time.monotonic() - started, 1)
 
 
-def run_tests(repo: Path) -> dict[str, int | str]:
-    """The fast tests in the copy: how many passed, failed, were skipped; names of the failed."""
+def replaced_packages(image: str) -> dict[str, str]:
+    """What the bootstrap cell has replaced of the image's packages: the versions before and now."""
+    lines = (ROOT / ".ci" / f"{image}.txt").read_text(encoding="utf-8").splitlines()
+    before = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    now = {name: importlib.metadata.version(name).split("+")[0] for name in before}
+    return {name: f"{before[name]} -> {now[name]}" for name in before if now[name] != before[name]}
+
+
+def run_tests(repo: Path, room: str, processes: int) -> dict[str, Any]:
+    """Fast tests of tests/<room>: passed, failed, skipped, names of the failed, seconds, date."""
     environment = {**os.environ, "PYTHONPATH": str(repo)}
-    subprocess.run(["git", "init", "-q"], cwd=repo, check=True)
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider",
-         "-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"],
+         "-n", str(processes), "--dist", "loadfile", f"tests/{room}"],
         cwd=repo, env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    print(done.stdout[-4000:], done.stderr[-2000:])
-    counted = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
+    print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
+    lines = done.stdout.splitlines() or [""]
+    counted = re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])
     counts = {word: int(number) for number, word in counted}
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    return {"passed": 0, "failed": 0, "skipped": 0, **counts, "names_of_failed": failed}
+    if done.returncode not in (0, 5) and not failed:  # 5: every test there is a slow one
+        failed = [f"tests/{room}: pytest ended with code {done.returncode}"]
+        counts["failed"] = 1
+    return {"passed": 0, "failed": 0, "skipped": 0, **counts, "names_of_failed": failed,
+            "seconds": round(time.monotonic() - started), "date": today()}  # fmt: skip
 
 
 def chosen_notebooks(repo: Path, only: str | None) -> list[tuple[Path, str, dict | None]]:
-    """(notebook, how, parameters): the numbered ones as committed, then live; then all in one."""
+    """(notebook, how, parameters): as committed the numbered ones and the exercises, then the
+    numbered ones live, then all in one."""
     numbered = sorted(repo.glob("notebooks/[0-9]*.ipynb"))
     together = repo / "notebooks" / "colab" / "all_in_one.ipynb"
-    runs = [(path, "as committed", None) for path in numbered]
+    exercises = sorted(repo.glob("notebooks/exercises/*.ipynb"))
+    runs = [(path, "as committed", None) for path in [*numbered, *exercises]]
     runs += [(path, f"live, profile {LIVE['profile']}", LIVE) for path in numbered]
     runs += [(together, f"live, profile {LIVE['profile']}", {"profile": LIVE["profile"]})]
-    return [run for run in runs if only is None or only in run[0].stem]
+    return [run for run in runs if only is None or re.search(only, f"{run[0].stem} {run[1]}")]
 
 
-def run_notebooks(repo: Path, content: Path, only: str | None) -> list[dict]:
+def run_notebooks(repo: Path, content: Path, only: str | None) -> Iterator[dict[str, Any]]:
     """One row for each notebook and way of running it; the error of one that fails in `problem`."""
-    rows = []
     for path, how, parameters in chosen_notebooks(repo, only):
         row = {"notebook": path.stem, "how": how, "seconds": None, "problem": None}
+        row["date"] = today()
         try:
             row["seconds"] = run_notebook(path, content, parameters)
         except Exception as error:
             text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without colours
             row["problem"] = f"{type(error).__name__}: {text.splitlines()[-1]}"
         print(row, flush=True)
-        rows.append(row)
-    return rows
+        yield row
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def add_to_file(
+    out: Path, image: str, notebooks: Sequence[dict] = (),
+    fast_tests: Mapping[str, dict] | None = None,
+) -> dict[str, Any]:
+    """Put new rows in the place of those that the file has of the same; what it holds then."""
+    before = json.loads(out.read_text()) if out.exists() else {}
+    rows = [*before.get("notebooks", []), *notebooks]
+    result = {
+        "image": image, "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in NAMED},
+        "replaced": replaced_packages(image),
+        "notebooks": list({(row["notebook"], row["how"]): row for row in rows}.values()),
+        "fast_tests": before.get("fast_tests", {}) | dict(fast_tests or {}),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def failed_runs(result: dict[str, Any]) -> list[str]:
+    """The notebooks and tests that failed."""
+    notebooks = [row["notebook"] for row in result["notebooks"] if row["problem"]]
+    rooms = result["fast_tests"].values()
+    return notebooks + [name for room in rooms for name in room["names_of_failed"]]
 
 
 def main() -> int:
-    """Everything, or what --only names; exit code 1 where something failed."""
+    """Everything, or what the options name; exit code 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="name of the image, such as colab-2026-08")
     parser.add_argument("--skip-tests", action="store_true", help="the notebooks only")
     parser.add_argument("--skip-notebooks", action="store_true", help="the fast tests only")
-    parser.add_argument("--notebook", help="only those with this in their name")
+    parser.add_argument("--notebook", help="only those whose name and way this pattern is found in")
+    parser.add_argument("--room", action="append", help="only this folder of tests; several times")
+    parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1))
     arguments = parser.parse_args()
     out = ROOT / "figures" / "support" / f"{arguments.image}.json"
-    result = json.loads(out.read_text()) if out.exists() else {}
-    result |= {
-        "image": arguments.image, "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in NAMED},
-    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "content"
         repo = copy_of_the_repository(content)
         if not arguments.skip_tests:
-            result["fast_tests"] = run_tests(repo)
+            subprocess.run(["git", "init", "-q"], cwd=repo, check=True)
+            every = sorted(path.parent.name for path in repo.glob("tests/*/test_*.py"))
+            for room in arguments.room or sorted(set(every) - {"browser"}):
+                counts = run_tests(repo, room, arguments.processes)
+                result = add_to_file(out, arguments.image, fast_tests={room: counts})
         if not arguments.skip_notebooks:
             os.environ.update(like_colab(Path(folder)))
-            known = {(row["notebook"], row["how"]): row for row in result.get("notebooks", [])}
             for row in run_notebooks(repo, content, arguments.notebook):
-                known[row["notebook"], row["how"]] = row
-            result["notebooks"] = list(known.values())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    failed = [row for row in result.get("notebooks", []) if row["problem"]]
-    return 1 if failed or result.get("fast_tests", {}).get("failed") else 0
+                result = add_to_file(out, arguments.image, notebooks=[row])
+    return 1 if failed_runs(result) else 0
 
 
 if __name__ == "__main__":

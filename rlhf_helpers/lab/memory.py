@@ -10,7 +10,8 @@ without the driver's context (about half a gigabyte).
 Shapes: C prompts sampled at once (chunk_size), R rollouts kept, B rollouts of a minibatch,
 Q prompt tokens, T new tokens, N = Q + T, h width, f feed-forward width, L layers of which the top
 U may change, V vocabulary, kv = width of keys (all heads together). A number of the model takes
-`model.dtype`'s bytes, everything trained and every log-probability four.
+`model.dtype`'s bytes, everything trained and every log-probability four. Without LoRA the top
+layers themselves learn: they, the reference policy's copy of them and their states take four, too.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class _Sizes:
     gated: bool  # feed-forward with a gate (LLaMA): one wide state more
     in_4bit: bool
     bytes: int  # of a number of the model
+    top_bytes: int  # of a number of the top layers
     lora_inputs: int  # widths of what LoRA reads in one layer, added up
     dropout: bool  # of LoRA
     weights: int  # bytes
@@ -144,10 +146,12 @@ class _Sizes:
             kv=(getattr(shape, "num_key_value_heads", None) or heads) * h // heads,
             gated=shape.model_type in ("llama", "mistral", "qwen2", "qwen3"),
             in_4bit=model.load_in_4bit,
-            bytes=number,
+            bytes=number, top_bytes=FLOAT32 if counts["learning_layers"] else number,
             lora_inputs=counts["lora_inputs"], dropout=_lora_dropout(model) > 0,
-            weights=_weight_bytes(counts["base"], shape, model, number),
-            packed=0 if on_gpu or number != FLOAT32 else counts["packed"] * FLOAT32,
+            weights=_weight_bytes(counts, shape, model, number),
+            packed=0 if on_gpu else FLOAT32 * (
+                counts["packed"] if number == FLOAT32 else counts["packed_reference"]
+            ),
             trained=counts["trained"], on_gpu=on_gpu,
         )  # fmt: skip
 
@@ -160,12 +164,13 @@ def number_bytes(dtype: str | None, on_gpu: bool) -> int:
 
 def _parameters(shape: Any, model: Any) -> dict[str, int]:
     """`base` parameters of the model, `trained` ones: LoRA (or top layers) and value head, and
-    `packed` ones, kept a second time, those that gradients pass through a third (packed.py)."""
+    `packed` ones, kept a second time, those that gradients pass through a third (packed.py).
+    `learning_layers` are those of the top without LoRA; `packed_reference` of their copy."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from rlhf_helpers.models.lora import add_lora, lora_sites, parameter_report
-    from rlhf_helpers.models.lora_targets import layer_of
+    from rlhf_helpers.models.lora_targets import layer_indices, layer_of
     from rlhf_helpers.models.packed import packable_modules
 
     with torch.device("meta"):  # every shape and not one weight
@@ -173,18 +178,28 @@ def _parameters(shape: Any, model: Any) -> dict[str, int]:
     handle = add_lora(empty, model)
     report = parameter_report(empty)
     top = set(handle.layers)
+    if not report["lora"]:
+        empty.requires_grad_(False)  # the reference policy's copy of what learns is packed instead
     packable = {id(m): m.weight.numel() for m in packable_modules(empty)}
     packed = sum(
         packable.get(id(m), 0) * (1 if layer_of(name) not in top | {None} else 2)
         for name, m in empty.named_modules()
     )
     read = sum(site.lora_A.shape[-1] for site in lora_sites(empty))  # A is [r, width]
+    learning = packed_reference = 0
     trained = report["trainable_with_value_head"]
     if not report["lora"]:
-        trained = report["value_head"] + _top_layers(shape, model)
+        depth = shape.num_hidden_layers
+        layers = layer_indices(depth, min(model.num_layers_unfrozen, depth))
+        learning = sum(p.numel() for n, p in empty.named_parameters() if layer_of(n) in layers)
+        packed_reference = sum(
+            packable.get(id(m), 0) for name, m in empty.named_modules() if layer_of(name) in layers
+        )
+        trained = report["value_head"] + learning
     inputs = read // len(handle.layers) if read else 3 * shape.hidden_size
     base = report["total"] - report["lora"]
-    return {"base": base, "trained": trained, "lora_inputs": inputs, "packed": packed}
+    return {"base": base, "trained": trained, "lora_inputs": inputs, "packed": packed,
+            "learning_layers": learning, "packed_reference": packed_reference}  # fmt: skip
 
 
 def _is_watched(config: TRLConfig) -> bool:
@@ -195,29 +210,27 @@ def _lora_dropout(model: Any) -> float:
     return (model.delta_kwargs or model.peft_config or {}).get("lora_dropout", 0.0)
 
 
-def _top_layers(shape: Any, model: Any) -> int:
-    """Parameters of the layers that learn where there is no LoRA: 12 h^2 each, roughly."""
-    depth, unfrozen = shape.num_hidden_layers, model.num_layers_unfrozen
-    top = depth if unfrozen < 0 else min(unfrozen, depth)
-    return top * 12 * shape.hidden_size**2
+def _weight_bytes(counts: dict[str, int], shape: Any, model: Any, number: int) -> int:
+    """Frozen weights, the reference policy's copy of layers that learn among them, in float32.
 
-
-def _weight_bytes(base: int, shape: Any, model: Any, number: int) -> int:
-    """In 4 bits is the trunk only; top layers, embeddings and head keep the dtype."""
+    In 4 bits is the trunk only; top layers, embeddings and head keep the dtype.
+    """
+    base, learning = counts["base"], counts["learning_layers"]
     if not model.load_in_4bit:
-        return base * number
+        return (base - learning) * number + learning * FLOAT32
     tied = getattr(shape, "tie_word_embeddings", True)
     embeddings = shape.vocab_size * shape.hidden_size * (1 if tied else 2)
     depth, top = shape.num_hidden_layers, max(model.num_layers_unfrozen, 1)
     trunk = (base - embeddings) * (depth - top) // depth
-    return round(trunk * BYTES_IN_4BIT) + (base - trunk) * number
+    rest = (base - trunk - learning) * number + learning * FLOAT32
+    return round(trunk * BYTES_IN_4BIT) + rest
 
 
 # --- phases ----------------------------------------------------------------------------------
 
 
 def _sampling(s: _Sizes) -> dict[str, int]:
-    cache = 2 * s.L * s.C * s.tokens * s.kv * s.bytes
+    cache = 2 * s.C * s.tokens * s.kv * ((s.L - s.U) * s.bytes + s.U * s.top_bytes)
     states = s.C * s.tokens * s.h * s.bytes
     return {
         "key-value cache": cache,  # takes its room once: see kv_cache.py
@@ -246,7 +259,7 @@ def _scoring(s: _Sizes) -> dict[str, int]:
 def _layer_at_work(s: _Sizes, tokens: int) -> int:
     """A layer's largest moment without gradients: two wide states, and the residual stream."""
     unpacked = s.f * s.h * s.bytes if s.in_4bit else 0  # one matrix at a time
-    return tokens * ((3 if s.gated else 2) * s.f + 4 * s.h) * s.bytes + unpacked
+    return tokens * ((3 if s.gated else 2) * s.f + 4 * s.h) * s.top_bytes + unpacked
 
 
 def _update(s: _Sizes) -> dict[str, int]:
@@ -255,16 +268,18 @@ def _update(s: _Sizes) -> dict[str, int]:
     # and values, attention's output, one or three wide states; and what LoRA reads, in float32,
     # where it has dropout together with its mask (of floats on a CPU, of bytes on a GPU).
     mask = (1 if s.on_gpu else FLOAT32) if s.dropout else 0
-    kept = (6 * s.h + (3 if s.gated else 1) * s.f) * s.bytes + s.lora_inputs * (FLOAT32 + mask)
-    states = s.U * tokens * kept
+    kept = (6 * s.h + (3 if s.gated else 1) * s.f) * s.top_bytes
+    kept += s.lora_inputs * (FLOAT32 + mask)
+    states = round(s.U * tokens * kept * (1 if s.on_gpu else HEAP_GROWTH))
     rows = min(columns, _rows_at_once(s))
     return {
-        "states for the gradients": round(states * (1 if s.on_gpu else HEAP_GROWTH)),
+        "states for the gradients": states,
         "states of a minibatch": 3 * tokens * s.h * s.bytes + _layer_at_work(s, tokens),
         # In the model's type, in float32, one temporary of the softmax, and back.
         "logits": rows * s.V * (s.bytes + 2 * FLOAT32 + (s.bytes if s.bytes == 2 else 0)),
         "value head": columns * 4 * s.h * FLOAT32,
-        "optimizer at work": 2 * s.trained * FLOAT32,
+        # When it begins, the states for the gradients are gone: what it needs beyond them.
+        "optimizer at work": max(0, 2 * s.trained * FLOAT32 - states),
     }
 
 

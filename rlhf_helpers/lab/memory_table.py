@@ -35,7 +35,7 @@ class Case:
     new_tokens: int
     chunk: int
     layers: int = 2
-    modules: str = "attention"
+    modules: str = "attention"  # "none": no LoRA, the layers themselves learn
 
     def config(self, dtype: str) -> TRLConfig:
         """The post's configuration with these sizes."""
@@ -45,7 +45,8 @@ class Case:
             "method.gen_kwargs.max_new_tokens": self.new_tokens,
             "method.semantics": "corrected",  # keeps random ids as they are
             "model.num_layers_unfrozen": self.layers, "model.dtype": dtype,
-            "model.delta_kwargs.modified_modules": self.modules,
+            **({"model.delta_kwargs": None} if self.modules == "none" else
+               {"model.delta_kwargs.modified_modules": self.modules}),
         }).config  # fmt: skip
 
 

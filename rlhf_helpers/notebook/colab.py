@@ -13,7 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-OWN_FRONT_END = ("jupyterlab",)  # would replace the server that Colab itself runs on
+# jupyterlab would replace the server that Colab itself runs on; import-linter, which only
+# `make lint` needs, wants a newer rich than the image has.
+LEFT_OUT = ("jupyterlab", "import-linter")
 KEPT = ("torch", "torchvision", "torchaudio", "numpy")
 
 
@@ -36,9 +38,9 @@ def constraints_text(versions: dict[str, str | None]) -> str:
 
 
 def requirements_for_colab(text: str) -> str:
-    """The lines of requirements.txt without what Colab has its own of."""
+    """The lines of requirements.txt without what would replace something of Colab's own."""
     lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith(OWN_FRONT_END))
+    return "".join(line for line in lines if not line.startswith(LEFT_OUT))
 
 
 def main() -> None:

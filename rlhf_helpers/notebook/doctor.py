@@ -31,7 +31,8 @@ PACKAGE = "rlhf-on-one-gpu"
 GB = 1e9
 MEMORY_NEEDED = {"cpu": 4 * GB, "smoke": 3 * GB}  # bytes; other profiles need a GPU
 # Without these a run still works; the rest of requirements.txt must be there.
-NOT_FOR_A_RUN = {"jupyterlab", "pytest", "nbval", "hypothesis", "ruff", "packaging", "pyppmd"}
+NOT_FOR_A_RUN = {"jupyterlab", "pytest", "pytest-xdist", "nbval", "hypothesis", "ruff",
+                 "import-linter", "packaging", "pyppmd"}  # fmt: skip
 DISK_NEEDED = 1 * GB  # checkpoints, executed notebooks and figures of a run
 
 

@@ -202,12 +202,16 @@ def support_table() -> str:
 
 
 def _what_passed(image: dict[str, Any]) -> str:
-    rows, tests = image.get("notebooks", []), image.get("fast_tests")
+    """Runs of notebooks and fast tests that passed; the date is that of the oldest of them."""
+    rows, rooms = image["notebooks"], image["fast_tests"].values()
     passed = sum(row["problem"] is None for row in rows)
-    found = f"{image['date']}: {passed} of {len(rows)} runs of notebooks"
-    if tests:
-        done = tests["passed"] + tests["failed"] + tests.get("error", 0)
-        found += f", {tests['passed']:,} of {done:,} fast tests"
+    found = f"{min(row['date'] for row in rows)}: {passed} of {len(rows)} runs of notebooks"
+    if rooms:
+        counts = {word: sum(room.get(word, 0) for room in rooms)
+                  for word in ("passed", "failed", "error")}  # fmt: skip
+        done = sum(counts.values())
+        found += f"; {min(room['date'] for room in rooms)}: "
+        found += f"{counts['passed']:,} of {done:,} fast tests"
     return found
 
 

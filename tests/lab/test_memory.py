@@ -72,6 +72,28 @@ def test_half_precision_halves_the_model_and_not_what_is_trained():
     assert half.lasting["trained parts"] == whole.lasting["trained parts"]
 
 
+def test_layers_that_learn_are_float32_by_hand():
+    """Without LoRA, 2 of deep's 24 layers in float32: they, the reference's copy, their states."""
+    case = Case("deep", 8, 16, 40, 16, modules="none")
+    whole, half = prediction(case, on_gpu=True), prediction(case, on_gpu=True, dtype="float16")
+    layer = 4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512
+    frozen = 8192 * 512 + 2050 * 512 + 22 * layer + 2 * 512
+    for found, number in ((whole, 4), (half, 2)):
+        assert found.lasting["policy weights"] == number * frozen + 4 * 2 * layer
+        assert found.lasting["trained parts"] == 16 * (2 * layer + 512 * 1024 + 1024 + 1024 + 1)
+        cache = 2 * 16 * 64 * 512 * (22 * number + 2 * 4)
+        assert found.phases["sampling"]["key-value cache"] == cache
+    for part in ("states for the gradients", "value head", "optimizer at work"):
+        assert half.phases["update"][part] == whole.phases["update"][part]
+    assert half.phases["scoring"]["layer at work"] == whole.phases["scoring"]["layer at work"]
+
+
+def test_the_references_float32_copy_is_packed_on_a_cpu():
+    case = Case("deep", 8, 16, 40, 16, modules="none")
+    found = prediction(case, dtype="bfloat16").lasting["policy weights, packed"]
+    assert found == 4 * 2 * 2 * 512 * 2048  # two layers' two matrices, once
+
+
 def test_four_bits_shrink_the_trunk_alone():
     def weights(**model):
         config = load_profile("alpaca-7b", {f"model.{k}": v for k, v in model.items()}).config
@@ -122,10 +144,10 @@ def test_the_advice_names_the_largest_part_and_ignores_what_no_setting_changes()
     assert with_libraries({"rollouts": 1})["Python, libraries, reviews"] >= 0.65e9
 
 
-def check_against_a_process(case):
+def check_against_a_process(case, dtype="float32"):
     """On a CPU within 25 % or 300 MB of the measured peak, both with Python and libraries."""
-    measured = measure(case.config("float32"), shape_config(case.shape), PROMPT_TOKENS)
-    row = memory_table.row_of(case, prediction(case), measured)
+    measured = measure(case.config(dtype), shape_config(case.shape), PROMPT_TOKENS)
+    row = memory_table.row_of(case, prediction(case, dtype=dtype), measured)
     assert 0.2e9 < measured["baseline"] < measured["peak"]
     assert abs(row["error_MB"]) < max(300, 0.25 * row["measured_MB"]), row
     return row

@@ -263,8 +263,8 @@ def test_torch_and_numpy_stay_as_the_image_has_them():
     assert colab.constraints_text(versions) == "torch==2.11.0\nnumpy==2.1.3\n"
 
 
-def test_colab_keeps_its_own_front_end():
-    text = "torch>=2\njupyterlab>=4  # to read them in\nipykernel>=6\n"
+def test_colab_keeps_its_own_front_end_and_its_rich():
+    text = "torch>=2\njupyterlab>=4  # to read them in\nipykernel>=6\nimport-linter>=2  # lint\n"
     assert colab.requirements_for_colab(text) == "torch>=2\nipykernel>=6\n"
 
 

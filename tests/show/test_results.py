@@ -42,15 +42,26 @@ def test_the_table_of_machines_counts_what_the_twin_wrote(tmp_path, monkeypatch)
     assert "| CPU | measured |\n" in results.support_table()  # no twin has run
     folder = tmp_path / "figures" / "support"
     folder.mkdir(parents=True)
-    rows = [{"problem": None}, {"problem": "ValueError: no"}, {"problem": None}]
-    image = {"image": "an-image", "date": "2026-01-02", "python": "3.13.1", "notebooks": rows,
-             "versions": {"torch": "2.11.0"},
-             "fast_tests": {"passed": 1300, "failed": 2}}  # fmt: skip
-    (folder / "an-image.json").write_text(json.dumps(image))
+    rows = [
+        {"problem": None, "date": "2026-01-03"},
+        {"problem": "ValueError: no", "date": "2026-01-02"},
+        {"problem": None, "date": "2026-01-04"},
+    ]
+    image = {"image": "an-image", "python": "3.13.1", "notebooks": rows,
+             "versions": {"torch": "2.11.0"}, "fast_tests": {}}  # fmt: skip
+    path = folder / "an-image.json"
+    path.write_text(json.dumps(image))
     table = results.support_table()
     assert "| where | Python 3.11 | an-image, Python 3.13.1 |" in table
-    assert "| 2026-01-02: 2 of 3 runs of notebooks, 1,300 of 1,302 fast tests |" in table
+    assert "| 2026-01-02: 2 of 3 runs of notebooks |" in table
     assert "| L4, profile `seed` | – | untested |" in table and "torch 2.11.0." in table
+    image["fast_tests"] = {
+        "models": {"passed": 1000, "failed": 2, "date": "2026-01-06"},
+        "show": {"passed": 300, "failed": 0, "error": 1, "date": "2026-01-05"},
+    }
+    path.write_text(json.dumps(image))
+    table = results.support_table()
+    assert "notebooks; 2026-01-05: 1,300 of 1,303 fast tests |" in table
 
 
 def test_every_seed_reaches_what_the_readme_promises():
