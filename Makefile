@@ -14,7 +14,8 @@ TORCH ?= $$($(PYTHON) .ci/torch_index.py)
 SLOW ?=
 EXTRAS := $(VENV)/.extras
 OLDEST := .venv-oldest
-# The image that is tried by test-colab, and the Python that it has.
+# The image that is tried by test-colab, and the Python that it has. The runtime before it:
+# make test-colab COLAB=colab-2026-07 COLAB_PYTHON=python3.12
 COLAB  ?= colab-2026-08
 COLAB_PYTHON ?= python3.13
 COLAB_VENV := .venv-$(COLAB)
