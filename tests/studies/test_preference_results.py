@@ -121,6 +121,23 @@ def test_what_is_said_of_the_reward_models_holds():
     assert round(lora["seconds"]) == 380 and round(head["seconds"]) == 2
 
 
+def test_what_is_said_of_the_trials_holds():
+    trials = {(row["reward_model"].partition(",")[0], row["pairs"], row["draws"]):
+              float(row["accuracy"]) for row in csv_rows(KEPT / "reward_model_trials.csv")}  # fmt: skip
+    said = {
+        ("top three layers in full", "1024", "1"): "0.66",
+        ("head alone", "1024", "1"): "0.66",
+        ("head alone", "1024", "3"): "0.67",
+        ("head on the states of all layers", "1024", "3"): "0.66",
+        ("head alone", "3072", "2"): "0.67",
+        ("head on the states of all layers", "3072", "2"): "0.68",
+    }
+    assert {key: f"{trials[key]:.2f}" for key in said} == said
+    for size in ("1024", "3072"):
+        own = [accuracy for key, accuracy in trials.items() if key[1] == size]
+        assert max(own) - min(own) < 0.015
+
+
 def test_what_is_said_of_best_of_n_holds():
     good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 64, 1024)
     assert len(good) == len(poor) == 3
