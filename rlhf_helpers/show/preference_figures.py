@@ -105,7 +105,7 @@ def price_plot(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> F
     for (name, label), (colour, marker) in zip(names.items(), looks, strict=False):
         own = [row for row in rows if row["name"] == name]
         kl, gold = ([row[field] for row in own] for field in ("kl", "gold"))
-        ax.plot(kl, gold, marker, color=colour, markersize=7, label=label)
+        ax.plot(kl, gold, marker, color=colour, markersize=7, label=label, clip_on=False)
     ax.set(title="What each way costs, and what it gives", ylabel="gold of held-out texts",
            xlabel="KL to the reference (nats per text)")  # fmt: skip
     ax.set_xlim(left=0)

@@ -30,6 +30,7 @@ are those of PREFERENCES below; see preferences.py):
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -146,6 +147,12 @@ class Plan:
         if row.kind in LEARNED_KINDS:
             changes["method.semantics"] = "corrected"
         return load_profile(self.profile, changes, seed=row.seed, run_dir=run_dir)
+
+    def preferences_of(self, kind: str) -> dict[str, Any]:
+        """The settings of preferences that a row of this kind depends on (DPO: no reward model)."""
+        left_out = (*NOT_THE_PREFERENCES, "reward_model") if kind == "dpo" else NOT_THE_PREFERENCES
+        settings = {k: v for k, v in self.preferences.items() if k not in left_out}
+        return json.loads(json.dumps(settings))
 
 
 def load_plan(path: str | Path) -> Plan:

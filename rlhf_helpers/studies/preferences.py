@@ -43,7 +43,7 @@ from rlhf_helpers.training.semantics import semantics_of
 from .baselines import draw_candidates
 from .best_of_pool import COLUMNS, pool_rows
 from .dpo import ResponseTexts
-from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, Plan, Row
+from .plan import LEARNED_KINDS, Plan, Row
 from .written import write_csv
 
 BEST_OF_N = "best_of_n.csv"
@@ -65,6 +65,7 @@ class Preferences:
                  reward_fn: Callable[..., list[float]], judge: Any):  # fmt: skip
         """`prompts` are those that PPO trains on; `reward_fn` gives P(POSITIVE), gold's part."""
         self.plan, self.work, self.settings = plan, work, plan.preferences
+        self._settings = plan.preferences_of("ppo-learned")  # reward models among them
         self.reward_fn, self.judge = reward_fn, judge
         learned = [row for row in plan.rows if row.kind in LEARNED_KINDS]
         if not learned:
@@ -79,7 +80,7 @@ class Preferences:
 
     def folder(self, row: Row) -> str:
         """Where a row's run lies: another folder for other preferences, which no config names."""
-        return f"{row.id}-{digest([shared(self.plan), row.options])}"
+        return f"{row.id}-{digest([self.plan.preferences_of(row.kind), row.options])}"
 
     # --- pairs -----------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class Preferences:
 
     def reward_model_dir(self, n: int, seed: int) -> Path:
         """Where that reward model lies; another one for other settings."""
-        depends = [{**shared(self.plan)}, self.profile.assets["policy"]]
+        depends = [self._settings, self.profile.assets["policy"]]
         return self.work / f"reward_models-{digest(depends)}" / f"{n}-s{seed}"
 
     # --- measuring -------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class Preferences:
 
     def make_reward_models(self, out: Path) -> Path:
         """Train the plan's reward models by size and seed; reward_model.json after each."""
-        path, settings = out / "reward_model.json", shared(self.plan)
+        path, settings = out / "reward_model.json", self._settings
         kept = read_json(path, {}) if path.exists() else {}
         models = kept.get("models", {}) if kept.get("preferences") == settings else {}
         wanted = [(n, s) for s in self.settings["seeds"] for n in self.settings["sizes"]]
@@ -360,12 +361,6 @@ def _keep(source: Path, target: Path) -> None:
     for path in target.glob("*.safetensors"):  # half as large, and as good
         halves = {name: value.half() for name, value in read_tensors(path).items()}
         save_file(halves, path)
-
-
-def shared(plan: Plan) -> dict[str, Any]:
-    """The plan's settings of preferences that a result depends on."""
-    settings = {k: v for k, v in plan.preferences.items() if k not in NOT_THE_PREFERENCES}
-    return json.loads(json.dumps(settings))
 
 
 def digest(value: Any) -> str:

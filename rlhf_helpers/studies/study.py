@@ -41,7 +41,7 @@ from rlhf_helpers.runs.files import (
 from rlhf_helpers.runs.manifest import library_versions
 
 from .overoptimisation import COLUMNS, overoptimisation_rows
-from .plan import LEARNED_KINDS, NOT_THE_PREFERENCES, TRAINED_KINDS, Plan, Row
+from .plan import LEARNED_KINDS, TRAINED_KINDS, Plan, Row
 from .written import write_csv
 
 # What the table says of each row's evaluation, in this order.
@@ -125,8 +125,7 @@ def described(plan: Plan, row: Row) -> dict[str, Any]:
     shared = {"profile": plan.profile, "evaluation_seed": plan.evaluation_seed}
     described = {**fields, **shared, "set": row.set, "options": row.options}
     if row.kind in LEARNED_KINDS:
-        kept = {k: v for k, v in plan.preferences.items() if k not in NOT_THE_PREFERENCES}
-        described["preferences"] = kept
+        described["preferences"] = plan.preferences_of(row.kind)
     return json.loads(json.dumps(described))
 
 
@@ -328,13 +327,17 @@ def write_course(metrics: Path, path: Path, names: Sequence[str] = COURSE) -> No
 
 
 def write_table(plan: Plan, out: Path) -> Path:
-    """table.csv: one line for each finished row, in the plan's order."""
-    results = [result for row in plan.rows if (result := finished(plan, row, out))]
-    varied = list(dict.fromkeys(key for row in plan.rows for key in (*row.set, *row.options)))
+    """table.csv: one line for each finished row, in the plan's order.
+
+    Rows that have not run add no column, and no overoptimisation.csv.
+    """
+    done = [(row, result) for row in plan.rows if (result := finished(plan, row, out))]
+    results = [result for _, result in done]
+    varied = list(dict.fromkeys(key for row, _ in done for key in (*row.set, *row.options)))
     rows = [table_row(result, varied) for result in results]
     bounds = [f"{name}_{bound}" for name in INTERVALS for bound in ("mean", "low", "high")]
     names = ["name", "kind", "panel", "seed", *varied, *MEASURES, *bounds, *ALSO]
-    if any(row.kind in LEARNED_KINDS for row in plan.rows):
+    if any("gold_name" in result for result in results):
         names += LEARNED
         courses = overoptimisation_rows(results, out / "metrics", plan.interval_prompts)
         write_csv(out / "overoptimisation.csv", COLUMNS, courses)

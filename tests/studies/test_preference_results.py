@@ -121,6 +121,24 @@ def test_what_is_said_of_the_reward_models_holds():
     assert round(lora["seconds"]) == 380 and round(head["seconds"]) == 2
 
 
+def test_what_is_said_of_the_trials_holds():
+    rows = csv_rows(KEPT / "reward_model_trials.csv")
+    trials = {(row["reward_model"].partition(",")[0], row["pairs"], row["draws"]):
+              float(row["accuracy"]) for row in rows}  # fmt: skip
+    said = {
+        ("top three layers in full", "1024", "1"): "0.66",
+        ("head alone", "1024", "1"): "0.66",
+        ("head alone", "1024", "3"): "0.67",
+        ("head on the states of all layers", "1024", "3"): "0.66",
+        ("head alone", "3072", "2"): "0.67",
+        ("head on the states of all layers", "3072", "2"): "0.68",
+    }
+    assert {key: f"{trials[key]:.2f}" for key in said} == said
+    for size in ("1024", "3072"):
+        own = [accuracy for key, accuracy in trials.items() if key[1] == size]
+        assert max(own) - min(own) < 0.015
+
+
 def test_what_is_said_of_best_of_n_holds():
     good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 64, 1024)
     assert len(good) == len(poor) == 3
@@ -154,35 +172,51 @@ def test_what_is_said_of_the_second_gold_holds():
     assert all(abs(row["gold"]) < 0.02 for row in start.values())
 
 
+def ppo_rows(name):
+    """PPO against reward models of 1,024 pairs, by seed."""
+    rows = [r for r in tables.kept_rows(name) if r["row"]["name"] == "PPO, 1,024 pairs"]
+    return sorted(rows, key=lambda r: r["row"]["seed"])
+
+
+def span(values, digits):
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
 def test_what_is_said_of_ppo_holds():
-    said = {
-        "preferences": (1002, "0.463", "0.825", "0.36", "0.33", "0.40", "10.4"),
-        "preferences_lora": (1000, "0.463", "0.790", "0.33", "0.29", "0.36", "8.8"),
-    }
-    for name, (seed, *numbers) in said.items():
-        (row,) = [r for r in tables.kept_rows(name) if r["row"]["kind"] == "ppo-learned"]
-        change = row["gold_difference"]
-        found = [f"{row['gold_before']:.3f}", f"{row['gold_after']:.3f}"]
-        found += [f"{change[bound]:.2f}" for bound in ("mean", "low", "high")]
-        assert [*found, f"{row['evaluation']['kl_per_sequence']:.1f}"] == numbers
-        assert row["row"]["seed"] == seed and row["row"]["options"]["pairs"] == 1024
+    rows, (lora,) = ppo_rows("preferences"), ppo_rows("preferences_lora")
+    for row in [*rows, lora]:
+        assert f"{row['gold_before']:.3f}" == "0.463"
         assert row["settings"]["method"]["semantics"] == "corrected"
-        assert change["mean"] > 0.25 and f"{row['evaluation']['judge_after']:.2f}" == "0.80"
+    assert [r["row"]["seed"] for r in rows] == [1000, 1001, 1002] and lora["row"]["seed"] == 1000
+    assert [f"{r['gold_after']:.3f}" for r in rows] == ["0.839", "0.810", "0.825"]
+    changes = [r["gold_difference"] for r in rows]
+    assert span([c["mean"] for c in changes], 2) == "0.35 to 0.38"
+    assert min(c["mean"] for c in changes) > 0.25
+    assert f"{min(c['low'] for c in changes):.2f}" == "0.31"
+    assert "0.839, 0.810 and 0.825 on 256 held-out" in " ".join(STUDY.split())
+    assert span([r["evaluation"]["kl_per_sequence"] for r in rows], 1) == "9.2 to 10.4"
+    assert span([r["evaluation"]["judge_after"] for r in rows], 2) == "0.80 to 0.82"
+    assert f"{lora['gold_after']:.3f}" == "0.790"
+    change = lora["gold_difference"]
+    assert [f"{change[k]:.2f}" for k in ("mean", "low", "high")] == ["0.33", "0.29", "0.36"]
+    assert f"{lora['evaluation']['kl_per_sequence']:.1f}" == "8.8"
+    assert f"{lora['evaluation']['judge_after']:.2f}" == "0.80"
 
 
 def test_what_is_said_of_dpo_beside_ppo_holds():
-    (ppo,), (dpo,) = ([r for r in tables.kept_rows("preferences") if r["row"]["kind"] == kind]
-                      for kind in ("ppo-learned", "dpo"))  # fmt: skip
-    (lora,) = tables.kept_rows("preferences_lora")
-    assert ppo["row"]["seed"] == dpo["row"]["seed"] == 1002  # the same draw of pairs
+    (dpo,) = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
+    ppo, (lora,) = ppo_rows("preferences"), tables.kept_rows("preferences_lora")
+    assert dpo["row"]["seed"] == 1002 == ppo[-1]["row"]["seed"]  # the same draw of pairs
     options = {"pairs": 1024, "beta": 0.1, "steps": 96, "batch_size": 32, "learning_rate": 1e-3}
     assert dpo["row"]["options"] == options
     change, evaluation = dpo["gold_difference"], dpo["evaluation"]
     assert f"{dpo['gold_after']:.3f}" == "0.837"
     assert [f"{change[k]:.2f}" for k in ("mean", "low", "high")] == ["0.37", "0.34", "0.41"]
     assert f"{evaluation['kl_per_sequence']:.1f}" == "12.8"
-    perplexities = [row["evaluation"]["perplexity_after"] for row in (dpo, ppo, lora)]
-    assert [round(p) for p in perplexities] == [143, 105, 78]
+    perplexities = [row["evaluation"]["perplexity_after"] for row in (dpo, lora)]
+    assert [round(p) for p in perplexities] == [143, 78]
+    assert span([row["evaluation"]["perplexity_after"] for row in ppo], 0) == "74 to 105"
     assert round(evaluation["perplexity_before"]) == 74
-    verdicts = [row["evaluation"]["verdict"] for row in (dpo, ppo, lora)]
-    assert verdicts == ["gamed", "improved", "improved"]
+    assert evaluation["verdict"] == "gamed"
+    assert sorted({row["evaluation"]["verdict"] for row in [*ppo, lora]}) == ["improved"]

@@ -77,6 +77,16 @@ def test_only_rows_that_learn_from_preferences_depend_on_them(tmp_path):
     assert first.settings(first.rows[1]).config.method.semantics == "corrected"
 
 
+def test_dpo_has_no_reward_model_and_depends_on_none(tmp_path):
+    plans = [load_plan(write_plan(tmp_path, [PPO, DPO], preferences={"reward_model": settings}))
+             for settings in ({}, {"epochs": 3})]  # fmt: skip
+    (ppo, dpo), (other_ppo, other_dpo) = ([study.described(p, row) for row in p.rows]
+                                          for p in plans)  # fmt: skip
+    assert dpo == other_dpo and ppo != other_ppo
+    fewer = load_plan(write_plan(tmp_path, [DPO], preferences={"pairs": 100}))
+    assert study.described(fewer, fewer.rows[0]) != dpo
+
+
 def test_fields_of_the_reward_model_are_checked_before_anything_is_drawn(tmp_path, small_world):
     plan = small_world([PPO], preferences={**SMALL, "reward_model": {"epoch": 3}})
     with pytest.raises(ConfigError, match="no field 'epoch': did you mean 'epochs'"):

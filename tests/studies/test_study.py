@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import time
 
 import pytest
@@ -96,6 +97,17 @@ def test_committed_plans_load_and_their_finished_rows_are_rows_of_them():
         folder = path.parent / plan.name
         for file in folder.glob("rows/*.json"):
             assert read_json(file)["row"] in [study.described(plan, row) for row in plan.rows], file
+
+
+@pytest.mark.parametrize("name", ["frontier", "ablations"])
+def test_committed_tables_follow_from_their_rows(tmp_path, name):
+    """Also where a row of the plan that would add columns has not run."""
+    folder = repo_root() / "figures" / "study" / name
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    study.refresh(load_plan(folder.with_suffix(".yml")), tmp_path)
+    assert (tmp_path / "table.csv").read_text("utf-8") == (folder / "table.csv").read_text("utf-8")
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"rows", "table.csv"} | {p.name for p in folder.glob("overoptimisation.csv")}
 
 
 # --- running -------------------------------------------------------------------------------
