@@ -62,7 +62,38 @@ def trunk_states(
     whose needed columns were all fed, id for id and with the same mask, takes its states from the
     record; the others are computed. None where the record serves no sequence at all.
     """
-    fed_ids, fed_states = record.ids, record.states
+    served = _served(tokens, attention_mask, ends, record, prompt_mask)
+    if served is None or not served.any():
+        return None
+    width = min(record.ids.shape[1], tokens.shape[1])
+    states = F.pad(record.states[:, :width], (0, 0, 0, tokens.shape[1] - width))
+    missing = ~served
+    if missing.any():
+        computed = policy.trunk(tokens[missing], attention_mask[missing])
+        states[missing] = computed.to(states.dtype)
+    return states
+
+
+def final_states(
+    tokens: Tensor, attention_mask: Tensor, ends: list[int], record: SamplingRecord,
+    prompt_mask: Tensor,
+) -> Tensor | None:  # fmt: skip
+    """States [n, N - Q, h] that leave the top at the columns of the response, from sampling.
+
+    None where they were not kept, or do not serve every sequence.
+    """
+    served = _served(tokens, attention_mask, ends, record, prompt_mask)
+    if record.hidden is None or served is None or not served.all():
+        return None
+    return record.hidden[:, : tokens.shape[1] - prompt_mask.shape[1]]
+
+
+def _served(
+    tokens: Tensor, attention_mask: Tensor, ends: list[int], record: SamplingRecord,
+    prompt_mask: Tensor,
+) -> Tensor | None:  # fmt: skip
+    """Which sequences [n] were fed as they are, in the columns before `ends`."""
+    fed_ids = record.ids
     if fed_ids is None or len(fed_ids) != len(tokens):
         return None
     width = min(fed_ids.shape[1], tokens.shape[1])
@@ -74,12 +105,4 @@ def trunk_states(
     # A masked column on the left has the same id in both and is never attended to.
     needed = torch.tensor(ends, device=tokens.device).unsqueeze(1)
     columns = torch.arange(width, device=tokens.device)
-    served = (same | (columns >= needed)).all(1) & (needed.squeeze(1) <= width)
-    if not served.any():
-        return None
-    states = F.pad(fed_states[:, :width], (0, 0, 0, tokens.shape[1] - width))
-    missing = ~served
-    if missing.any():
-        computed = policy.trunk(tokens[missing], attention_mask[missing])
-        states[missing] = computed.to(states.dtype)
-    return states
+    return (same | (columns >= needed)).all(1) & (needed.squeeze(1) <= width)

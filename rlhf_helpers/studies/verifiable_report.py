@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_helpers.config.reading import read_json, read_jsonl, read_text
 from rlhf_helpers.runs.files import atomic_write_text
 
+AIM = 0.85  # pass@1, set before the first run
 NAMES = {"rloo": "RLOO", "grpo": "GRPO", "ppo": "PPO"}
 HEADINGS = ("| pass@1 | pass@8 | pass@64 | greedy | running totals |", "|---|---|---|---|---|")
 BLOCK = re.compile(r"<!-- arithmetic -->.*?<!-- /arithmetic -->", re.DOTALL)
@@ -97,6 +98,12 @@ def findings(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
             f"pass@{k} changed by {_range([mean for mean, *_ in changes])}; the 95 % interval lies "
             f"above 0 in {rose} and below 0 in {fell} of {len(changes)} runs."
         )
+    best = max(strict.values(), key=lambda run: run["pass_at_k"]["1"][0])
+    highest = best["pass_at_k"]["1"][0]
+    said.append(
+        f"The highest pass@1 is {highest:.3f} ({title(best)}): the {AIM} that had been aimed at is "
+        f"{'reached' if highest >= AIM else 'not reached'}."
+    )
     shown = [run["steps"] for run in strict.values()]
     said.append(
         f"Of the answers to sums of three terms {100 * evaluation['before']['steps']:.0f} % showed "

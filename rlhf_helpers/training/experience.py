@@ -20,7 +20,12 @@ from rlhf_helpers.algorithms.ppo import RunningMoments
 from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.sections import GRPOConfig, PPOConfig, RLOOConfig
 from rlhf_helpers.data.prompts import Prompt, PromptStream, metadata_of, pad_prompts
-from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
+from rlhf_helpers.models.kept_trunk import (
+    SamplingRecord,
+    final_states,
+    sampling_recorded,
+    trunk_states,
+)
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.rewards.calling import tokenizer_keyword
 from rlhf_helpers.rewards.reward import call_reward_fn, check_rewards
@@ -214,12 +219,8 @@ class ExperienceMaker:
         with timed(times, "time/exp_forward", self.clock):
             trunk = hidden = None
             if record is not None:
-                trunk = trunk_states(
-                    self.policy, sequences.tokens, sequences.attention_mask, sequences.ends,
-                    record, mask,
-                )  # fmt: skip
-                if record.hidden is not None:  # of the very ids that were drawn
-                    hidden = record.hidden[:, : sequences.tokens.shape[1] - ids.shape[1]]
+                kept = (sequences.tokens, sequences.attention_mask, sequences.ends, record, mask)
+                trunk, hidden = trunk_states(self.policy, *kept), final_states(*kept)
             # GRPO has the penalty in its loss, all others in the reward.
             penalty = 0.0 if isinstance(self.method, GRPOConfig) else kl_coef
             rollouts, kl = build_rollouts(

@@ -5,7 +5,12 @@ import torch
 from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
-from rlhf_helpers.models.kept_trunk import SamplingRecord, sampling_recorded, trunk_states
+from rlhf_helpers.models.kept_trunk import (
+    SamplingRecord,
+    final_states,
+    sampling_recorded,
+    trunk_states,
+)
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.training.rollout import build_rollouts
 from rlhf_helpers.training.semantics import TrlxSemantics, sequences_of
@@ -108,11 +113,27 @@ def test_final_states_are_kept_only_where_they_are_those_of_scoring(tmp_path, dr
         assert (record.hidden is not None) == kept
 
 
-def sampled_record(trainer, new_tokens=6):
+def test_final_states_serve_only_the_very_ids_that_were_drawn(tmp_path):
+    trainer = trainer_with(tmp_path, "corrected")
+    ids, mask, rows, record = sampled_record(trainer, keep_hidden=True)
+    full = torch.cat([mask, torch.ones_like(rows[:, ids.shape[1] :])], 1)
+    ends = [rows.shape[1] - 1] * 4
+    found = final_states(rows, full, ends, record, mask)
+    expected = trainer.policy.trunk_and_hidden(rows, full)[1][:, ids.shape[1] - 1 : -1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    shorter = final_states(rows[:, :-2], full[:, :-2], [e - 2 for e in ends], record, mask)
+    assert torch.equal(shorter, found[:, :-2])  # as where a stop sequence cuts the text
+    changed = rows.clone()
+    changed[1, -3] = (changed[1, -3] + 1) % 300 + 3
+    assert final_states(changed, full, ends, record, mask) is None
+    assert final_states(rows, full, ends, sampled_record(trainer)[3], mask) is None
+
+
+def sampled_record(trainer, new_tokens=6, keep_hidden=False):
     prompts = tokenize_prompts(PROMPTS[:4], trainer.tokenizer, 12)
     ids, mask = pad_prompts(prompts, EOS)
     torch.manual_seed(0)
-    with sampling_recorded(trainer.policy) as record:
+    with sampling_recorded(trainer.policy, keep_hidden) as record:
         rows = trainer.policy.generate(
             ids, mask, do_sample=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens
         )

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_helpers.studies.verifiable_report import (
+    NAMES,
     block,
+    by_method,
     findings,
     in_one_sentence,
     methods_table,
@@ -91,16 +93,18 @@ def test_sentences_with_these_numbers():
                        "and below 0 in 0 of 3 runs.")  # fmt: skip
     assert said[1] == ("pass@64 changed by −0.050 to +0.000; the 95 % interval lies above 0 in 0 "
                        "and below 0 in 2 of 3 runs.")  # fmt: skip
-    assert said[2] == ("Of the answers to sums of three terms 36 % showed a running total before "
+    assert said[2] == ("The highest pass@1 is 0.860 (RLOO, seed 1000): the 0.85 that had been "
+                       "aimed at is reached.")  # fmt: skip
+    assert said[3] == ("Of the answers to sums of three terms 36 % showed a running total before "
                        "training, 50 to 91 % after it.")  # fmt: skip
-    assert said[3] == ("RLOO: of the right answers behind a running total, 95 % had a right one "
+    assert said[4] == ("RLOO: of the right answers behind a running total, 95 % had a right one "
                        "before training and 75 to 90 % after it.")  # fmt: skip
-    assert "right at step 50 (0.680, while 0.700 were paid for)" in said[4]
-    assert "0.530 were right and 0.790 paid for" in said[4]
-    assert "7.7 characters instead of 3.1" in said[4]
-    assert said[5].startswith("Training took 151 to 200 CPU seconds on one thread")
-    assert "measured in 2 of the runs" in said[5]
-    assert said[6] == "Not run: ppo-1002."
+    assert "right at step 50 (0.680, while 0.700 were paid for)" in said[5]
+    assert "0.530 were right and 0.790 paid for" in said[5]
+    assert "7.7 characters instead of 3.1" in said[5]
+    assert said[6].startswith("Training took 151 to 200 CPU seconds on one thread")
+    assert "measured in 2 of the runs" in said[6]
+    assert said[7] == "Not run: ppo-1002."
 
 
 def test_the_page_is_written_anew_between_its_marks(tmp_path):
@@ -121,3 +125,15 @@ def test_the_page_is_written_anew_between_its_marks(tmp_path):
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
 def test_the_committed_page_is_that_of_the_committed_files():
     assert block(REFERENCE) in (ROOT / "docs" / "verifiable_rewards.md").read_text("utf-8")
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
+def test_the_readme_has_the_means_of_these_files():
+    evaluation = json.loads((REFERENCE / "evaluation.json").read_text("utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    for k in ("1", "64"):
+        before, after = evaluation["before"]["pass_at_k"][k][0], []
+        for method, runs in by_method(evaluation).items():
+            mean = sum(run["pass_at_k"][k][0] for run in runs.values()) / len(runs)
+            after.append(f"{mean:.3f} ({NAMES[method]})")
+        assert f"{before:.3f} → {', '.join(after)}" in readme
