@@ -7,20 +7,21 @@ scaling = alpha / r.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from rlhf_helpers.config.checks import ConfigError
-from rlhf_helpers.config.reading import NUMBER, read_json
+from rlhf_helpers.config.checks import ConfigError, shown
+from rlhf_helpers.config.reading import NUMBER, read_json, unreadable
 from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rlhf_helpers.runs.tensors import read_tensors
 
@@ -317,3 +318,44 @@ def _check_same_scaling(
             f"The adapter in {directory} was trained with LoRA scaling {saved:g} and the model has "
             f"{sites[0].scaling:g}; set lora_alpha={saved * rank:g} for rank {rank}."
         )
+
+
+# ---- files
+
+
+def write_plain_model(base: nn.Module, directory: str | Path) -> None:
+    """Write `base` with its LoRA merged in, as a model that transformers loads alone."""
+    if getattr(base, "is_loaded_in_4bit", False):
+        raise ConfigError(
+            "model.load_in_4bit is True: a merged model needs weights in full; save the policy "
+            "without merge and load it with load_in_4bit false first."
+        )
+    plain = _without_weights(base)
+    plain.load_state_dict(merged_state_dict(base), strict=False, assign=True)
+    plain.tie_weights()
+    plain.generation_config = copy.deepcopy(base.generation_config)
+    plain.save_pretrained(directory)
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A model of the same class and number type, without LoRA and without memory for weights."""
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)  # that of a GGUF file which was expanded
+    with torch.device("meta"):
+        return type(model)(type(model.config).from_dict(settings)).to(model.dtype)
+
+
+def fitting(
+    tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The tensors if they are the wanted ones, in name and shape; else UnreadableFileError."""
+    shapes = [{name: tuple(t.shape) for name, t in each.items()} for each in (tensors, wanted)]
+    odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+    if odd:
+        raise unreadable(path, f"{shown(odd[0])} is not as this model has it")
+    return tensors
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a safetensors file takes them."""
+    return {name: t.detach().contiguous() for name, t in tensors.items()}

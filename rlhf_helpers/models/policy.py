@@ -13,9 +13,8 @@ import copy
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.length_groups import in_length_groups
 from rlhf_helpers.algorithms.ppo import logprobs_of_labels
-from rlhf_helpers.config.checks import ConfigError, ConfigWarning, shown
-from rlhf_helpers.config.reading import unreadable
+from rlhf_helpers.config.checks import ConfigWarning
 from rlhf_helpers.runs.tensors import read_tensors
 
 from .finite_logits import FiniteLogits
@@ -41,7 +39,7 @@ from .lora import (
     merged_lora,
     save_adapter,
 )
-from .lora_state import merged_state_dict
+from .lora_state import contiguous, fitting, write_plain_model
 from .packed import pack_frozen
 from .precision import layers_in_float32
 
@@ -128,11 +126,8 @@ class Policy(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What the optimizer changes, by name: LoRA matrices (or unfrozen layers), value head."""
-        adapters = (
-            lora_parameters(self.base)
-            if self.has_lora
-            else {n: p for n, p in self.base.named_parameters() if p.requires_grad}
-        )
+        learning = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+        adapters = lora_parameters(self.base) if self.has_lora else learning
         return adapters | {f"v_head.{n}": p for n, p in self.v_head.named_parameters()}
 
     def set_dropout(self, active: bool) -> None:
@@ -272,24 +267,20 @@ class Policy(nn.Module):
     def _decode(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         self._pack()
         positions = {}
-        is_ready = self.own_decoding and self.device.type == "cuda" and self._takes_ready_masks
+        is_ready = False
+        if self.own_decoding and self.device.type == "cuda":
+            # Not above: the transformers of engine="trlx" lacks what is imported there.
+            from .masks import causal_mask, takes_ready_masks
+
+            is_ready = takes_ready_masks(self.base, self.takes_positions)
         if self.wants_positions or is_ready:
             position_ids = attention_mask.long().cumsum(-1) - 1
             positions["position_ids"] = position_ids.masked_fill(attention_mask == 0, 1)
         if is_ready:
-            # Not above: the transformers of engine="trlx" lacks what is imported there.
-            from .masks import causal_mask
-
             attention_mask = causal_mask(attention_mask)
         return self.decoder(
             input_ids=tokens, attention_mask=attention_mask, use_cache=False, **positions
         ).last_hidden_state
-
-    @cached_property
-    def _takes_ready_masks(self) -> bool:
-        from .masks import takes_ready_masks
-
-        return takes_ready_masks(self.base, self.takes_positions)
 
     def _decode_from(self, trunk: Tensor, layers, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         # The decoder's own forward makes masks and positions and applies the final norm; only
@@ -386,10 +377,8 @@ class Policy(nn.Module):
 
     @property
     def samples_as_it_scores(self) -> bool:
-        """Whether sampling and scoring compute the same states, to the last bits of float32.
-
-        In half precision they would not: LoRA is rounded as it is merged for sampling.
-        """
+        """Whether sampling and scoring compute the same states, to the last bits of float32."""
+        # In half precision they would not: LoRA is rounded as it is merged for sampling.
         rounds = self.base.dtype != torch.float32 or getattr(self.base, "is_loaded_in_4bit", False)
         return not rounds and not self.lora_dropout_active
 
@@ -406,8 +395,8 @@ class Policy(nn.Module):
             save_adapter(self.base, directory, base_model)
         else:
             changed = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
-            save_file(_contiguous(changed), directory / "unfrozen_layers.safetensors")
-        save_file(_contiguous(self.v_head.state_dict()), directory / "value_head.safetensors")
+            save_file(contiguous(changed), directory / "unfrozen_layers.safetensors")
+        save_file(contiguous(self.v_head.state_dict()), directory / "value_head.safetensors")
         self.tokenizer.save_pretrained(directory)
 
     def save_merged(self, directory: str | Path) -> None:
@@ -416,16 +405,7 @@ class Policy(nn.Module):
         `AutoModelForCausalLM.from_pretrained(directory)` has the policy's logits; it knows
         nothing of LoRA. The value head is not part of it.
         """
-        if getattr(self.base, "is_loaded_in_4bit", False):
-            raise ConfigError(
-                "model.load_in_4bit is True: a merged model needs weights in full; save the policy "
-                "without merge and load it with load_in_4bit false first."
-            )
-        plain = _without_weights(self.base)
-        plain.load_state_dict(merged_state_dict(self.base), strict=False, assign=True)
-        plain.tie_weights()
-        plain.generation_config = copy.deepcopy(self.base.generation_config)
-        plain.save_pretrained(directory)
+        write_plain_model(self.base, directory)
         self.tokenizer.save_pretrained(directory)
 
     def load(self, directory: str | Path, to_sample: bool = False) -> None:
@@ -440,11 +420,11 @@ class Policy(nn.Module):
         else:
             layers = directory / "unfrozen_layers.safetensors"
             wanted = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
-            self.base.load_state_dict(_fitting(read_tensors(layers), wanted, layers), strict=False)
+            self.base.load_state_dict(fitting(read_tensors(layers), wanted, layers), strict=False)
         value_head = directory / "value_head.safetensors"
         if os.path.lexists(value_head):
             wanted = self.v_head.state_dict()
-            self.v_head.load_state_dict(_fitting(read_tensors(value_head), wanted, value_head))
+            self.v_head.load_state_dict(fitting(read_tensors(value_head), wanted, value_head))
         elif not to_sample:
             warnings.warn(
                 f"{directory} has no value_head.safetensors: this policy can sample and be "
@@ -454,28 +434,5 @@ class Policy(nn.Module):
             )
 
 
-def _fitting(
-    tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], path: Path
-) -> dict[str, Tensor]:
-    """The tensors if they are the wanted ones, in name and shape; else UnreadableFileError."""
-    shapes = [{name: tuple(t.shape) for name, t in each.items()} for each in (tensors, wanted)]
-    odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-    if odd:
-        raise unreadable(path, f"{shown(odd[0])} is not as this model has it")
-    return tensors
-
-
 class _AtBranch(Exception):
     """Raised by a hook to end a forward pass where the trunk ends."""
-
-
-def _without_weights(model: nn.Module) -> nn.Module:
-    """A model of the same class and number type, without LoRA and without memory for weights."""
-    settings = model.config.to_dict()
-    settings.pop("quantization_config", None)  # that of a GGUF file which was expanded
-    with torch.device("meta"):
-        return type(model)(type(model.config).from_dict(settings)).to(model.dtype)
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().contiguous() for name, t in tensors.items()}
