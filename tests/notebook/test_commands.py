@@ -70,12 +70,13 @@ OPTIONS = {  # of today, with what stands for each where it is not given
     "pretrain-arithmetic": {"out": "runs/pretrain_arithmetic", "seed": 0, "steps": None},
     "pretrain": {"out": "runs/pretrain", "seed": 0, "steps": None},
     "fine-tune": {"profile": "smollm2", "out": "runs/fine_tune", "steps": None, "seed": 0},
+    "merge": {"adapter": "x", "out": "y"},
     "train-reward": {"out": "x", "steps": None, "seed": 0, "eval_reviews": None},
     "train-judge": {"out": None, "seed": 0},
 }  # fmt: skip
 REQUIRED = {
     "keep": ["x"], "evaluate": ["x"], "study": ["x"], "sweep": ["x", "y"],
-    "train-reward": ["--out", "x"],
+    "train-reward": ["--out", "x"], "merge": ["x", "--out", "y"],
 }  # fmt: skip
 
 
