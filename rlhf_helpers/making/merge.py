@@ -11,7 +11,7 @@ from rlhf_helpers.config.sections import ModelConfig, TokenizerConfig
 from rlhf_helpers.data.adapters import base_of
 from rlhf_helpers.data.assets import find_asset
 from rlhf_helpers.models.loading import load_base, load_tokenizer
-from rlhf_helpers.models.policy import Policy
+from rlhf_helpers.models.lora_state import write_plain_model
 from rlhf_helpers.runs.files import written_together
 
 
@@ -32,5 +32,6 @@ def merge(adapter: str, out: Path) -> Path:
     model = load_base(ModelConfig(model_path=adapter, dtype="float32"), torch.device("cpu"))
     tokenizer = load_tokenizer(TokenizerConfig(tokenizer_path=adapter))
     with written_together(out) as temporary:
-        Policy(model, tokenizer, num_layers_unfrozen=0).save_merged(temporary)
+        write_plain_model(model, temporary)
+        tokenizer.save_pretrained(temporary)
     return out

@@ -45,7 +45,7 @@ def speed_table(folder: str | Path | None = None) -> str:
         ["here, `semantics: corrected`", *(_engine(result, "ours-corrected") for result in beside)],
         ["every shortcut off, then on", *(_pair(r["naive"]["iteration_seconds"],
           r["fast"]["iteration_seconds"], r["ratio"]) for r in naive)],
-        ["this package of November, then now",
+        ["this package at be786ec, then now",
          *(_pair(e["before"], e["after"], e["before"] / e["after"]) for e in earlier)],
     ]  # fmt: skip
     head = ["seconds of one iteration", *(f"`{shape}`" for shape in SHAPES)]

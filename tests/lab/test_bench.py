@@ -201,3 +201,5 @@ def test_what_the_page_and_the_readme_say_is_in_the_files():
         before, after = (statistics.median(turns[n]["cpu_seconds"][shape])
                          for n in ("before", "after"))  # fmt: skip
         assert f"{before:.1f} → {after:.1f}, **{before / after:.2f}** times as fast" in page
+        peaks = [turns[n]["peak_memory_bytes"][shape] / 1e9 for n in ("before", "after")]
+        assert f"`{shape}` from {peaks[0]:.2f} to {peaks[1]:.2f} GB" in page

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import policy_with_lora
 
 from rlhf_helpers.config.paths import repo_root
@@ -32,18 +33,23 @@ def left(tmp_path, monkeypatch):
     policy = policy_with_lora(tmp_path, family="llama")
     policy.save(tmp_path / "runs/mine/policy", str(tmp_path / "llama_bos"))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return tmp_path, policy
 
 
-def test_as_an_adapter(left, capsys):
+def test_as_an_adapter(left):
     pytest.importorskip("peft")
     code = code_of("PeftModel").replace("path/or/name/of/the/base/model", "llama_bos")
     assert code != code_of("PeftModel")
-    run(code + "print(type(model).__name__, len(model.peft_config))", capsys)
+    names = {}
+    exec(compile(code, "docs/take_home.md", "exec"), names)
+    tokens = torch.tensor([[5, 9, 200, 31, 7]])
+    with torch.no_grad():
+        found, expected = names["model"](tokens).logits, left[1].base(tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_as_a_plain_model(left, capsys):
-    merge("runs/mine/policy", left / "tuned")
+    merge("runs/mine/policy", left[0] / "tuned")
     assert run(code_of("pipeline"), capsys).startswith("This movie was")
 
 
