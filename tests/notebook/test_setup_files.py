@@ -2,15 +2,18 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from rlhf_helpers.notebook.doctor import requirement_lines
@@ -169,3 +172,19 @@ def test_the_address_stands_in_pyproject_only():
     owner_and_name = "rlhf-on-one-gpu/rlhf-on-one-gpu"
     sources = [*ROOT.glob("rlhf_helpers/**/*.py"), ROOT / "Makefile", ROOT / "requirements.txt"]
     assert [path.name for path in sources if owner_and_name in path.read_text("utf-8")] == []
+
+
+def test_the_tested_versions_install_on_every_python_that_the_readme_admits():
+    """Debian 12 has 3.11.2: with a pin that wants 3.11.5 pip searches without end there."""
+    lowest = re.search(r"Python (3\.\d+) or newer", (ROOT / "README.md").read_text("utf-8"))[1]
+    checked = 0
+    for name, version in PINNED.items():
+        try:
+            about = metadata.metadata(name)
+        except metadata.PackageNotFoundError:
+            continue  # what another system or Python has
+        if about["Version"] == version:
+            wanted = about["Requires-Python"] or ""
+            assert SpecifierSet(wanted).contains(f"{lowest}.2"), (name, version, wanted)
+            checked += 1
+    assert checked or sys.version_info >= (3, 12)  # Colab and the oldest have other versions
