@@ -191,39 +191,70 @@ def _group_line(seed: str, label: str, group: dict[str, Any], whole: dict[str, A
     return "| " + " | ".join(cells) + " |"
 
 
-def smollm2_table() -> str:
-    """Markdown: what the committed run of the profile `smollm2` changed, and what it took."""
+def fine_tuned_table(name: str = "smollm2-135m-reviews") -> str:
+    """Markdown: what supervised fine-tuning changed, and what it took, from the shipped files."""
+    from rlhf_helpers.data.assets import ARTIFACTS
     from rlhf_helpers.progress import duration
+    from rlhf_helpers.runs.files import read_json, read_jsonl
 
+    metrics = read_json(ARTIFACTS / name / "metrics.json")
+    log = read_jsonl(ARTIFACTS / name / "training_log.jsonl")
+    config, before, after = (metrics[part] for part in ("config", "before", "after"))
+    half = min(log, key=lambda line: abs(line["step"] - config["steps"] / 2))["loss"]
+    return "\n".join([
+        f"| {after['texts']} held-out reviews | before | after |", "|---|---|---|",
+        f"| bits per byte | {before['bits_per_byte']:.3f} | **{after['bits_per_byte']:.3f}** |",
+        f"| perplexity per token | {before['perplexity_per_token']:.1f} "
+        f"| {after['perplexity_per_token']:.1f} |",
+        "",
+        f"{config['steps']} steps of {config['batch_size']} reviews, their first "
+        f"{config['max_tokens']} tokens, {metrics['trained_parameters']:,} LoRA parameters (rank "
+        f"{config['lora_r']}, all layers), in {duration(metrics['seconds'])}. The mean loss of "
+        f"fifty steps was {half:.2f} nats a token half way and {log[-1]['loss']:.2f} at the end. "
+        f"From `rlhf_helpers/artifacts/{name}/`.",
+    ])  # fmt: skip
+
+
+def smollm2_table() -> str:
+    """Markdown: what the committed runs of the profile `smollm2` changed, and what they took."""
+    from rlhf_helpers.progress import duration
+    from rlhf_helpers.show.results_tables import finished_runs
+
+    lines = [
+        "| seed | reward | gain (95 % interval) | hostile openings | judge | distinct-2 "
+        "| self-BLEU | perplexity | KL | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for path in finished_runs("smollm2"):
+        lines.append(_showcase_line(path))
     run = reference_run_dir("smollm2")
     e, manifest = read_evaluation(evaluation_path(run.path)), read_manifest(run.manifest)
     ppo = next(row for row in manifest["notebooks"] if row["name"] == "04_ppo_run")
     steps = [step for step in read_metrics(run.metrics) if "objective/kl" in step]
-    lines = ["| | before | after | difference (95 % interval) |", "|---|---|---|---|"]
-    for name, field, difference in (
-        ("reward", "reward", "paired_difference"), ("judge", "judge", "judge_difference"),
-    ):  # fmt: skip
-        d = e[difference]
-        lines.append(
-            f"| {name} | {e[f'{field}_before']:.3f} | **{e[f'{field}_after']:.3f}** "
-            f"| {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}) |"
-        )
-    for name, field, digits in (
-        ("reward of the continuation alone", "reward_continuation", 3),
-        ("distinct-2", "distinct_2", 2), ("self-BLEU", "self_bleu", 2),
-        ("perplexity under the untuned model", "perplexity", 1),
-        ("share that ends early", "ended_share", 2),
-    ):  # fmt: skip
-        before, after = e[f"{field}_before"], e[f"{field}_after"]
-        lines.append(f"| {name} | {before:.{digits}f} | {after:.{digits}f} | |")
     return "\n".join([
         *lines, "",
-        f"KL {e['kl_per_sequence']:.1f} nats a sample, verdict *{e['verdict']}*, "
-        f"{e['n_prompts']:,} held-out prompts, seed {manifest['seed']}, one run. "
-        f"PPO took {duration(ppo['seconds'])} for {len(steps)} iterations, "
+        f"{e['n_prompts']:,} held-out prompts, before → after; perplexity is that of the texts "
+        "under the fine-tuned model before PPO, KL in nats a sample. PPO of seed "
+        f"{manifest['seed']} took {duration(ppo['seconds'])} for {len(steps)} iterations, "
         f"{ppo['seconds'] / len(steps):.0f} seconds each, in {ppo['peak_rss_bytes'] / 1e9:.1f} GB. "
-        "From `figures/reference_runs/smollm2/`.",
+        "From `figures/reference_runs/smollm2/` and `figures/seeds/`.",
     ])  # fmt: skip
+
+
+def _showcase_line(path: Path) -> str:
+    e, manifest = read_evaluation(evaluation_path(path)), read_manifest(path / "manifest.json")
+    d, hostile = e["paired_difference"], e["groups"]["hostile"]
+
+    def both(name: str, digits: int, found: dict[str, Any] = e) -> str:
+        return f"{found[f'{name}_before']:.{digits}f} → {found[f'{name}_after']:.{digits}f}"
+
+    cells = [
+        str(manifest["seed"]), both("reward", 3),
+        f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})", both("reward", 2, hostile),
+        both("judge", 3), both("distinct_2", 2), both("self_bleu", 2), both("perplexity", 1),
+        f"{e['kl_per_sequence']:.1f}", e["verdict"].replace("_", " "),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
 
 
 # --- docs/study.md -------------------------------------------------------------------------
@@ -240,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "thousand": thousand_table,
     "frontier": frontier_table,
     "ablations": ablation_table,
+    "fine_tuned": fine_tuned_table,
     "smollm2": smollm2_table,
     "reward_models": reward_models_table,
     "preferences": lambda: chain_table("preferences"),
