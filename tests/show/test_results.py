@@ -6,6 +6,9 @@ import re
 import pytest
 
 from rlhf_helpers.config.paths import repo_root
+from rlhf_helpers.config.profiles import load_profile
+from rlhf_helpers.data.assets import find_asset
+from rlhf_helpers.evaluation.evaluate_run import evaluation_path
 from rlhf_helpers.show import results_tables as results
 from rlhf_helpers.show import study_figures
 from rlhf_helpers.studies import report as study_report
@@ -263,16 +266,26 @@ def test_what_docs_study_says_of_the_ablations_holds():
 
 def test_a_real_pretrained_model_improves_beyond_its_intervals():
     folder = repo_root() / "figures/reference_runs/smollm2"
-    e = json.loads((folder / "evaluation_1000.json").read_text())
-    assert e["n_prompts"] == 1000
+    e = json.loads(evaluation_path(folder).read_text())
     assert e["paired_difference"]["low"] > 0 and e["judge_difference"]["low"] > 0
-    hostile = e["groups"]["hostile"]
-    assert f"from {hostile['reward_before']:.2f} to {hostile['reward_after']:.2f}" in STUDY
     said = (
-        f"reward {e['reward_before']:.3f} → {e['reward_after']:.3f}, "
+        f"{e['n_prompts']:,} prompts reward {e['reward_before']:.3f} → {e['reward_after']:.3f}, "
         f"judge {e['judge_before']:.3f} → {e['judge_after']:.3f}, *{e['verdict']}*"
     )
-    assert said in README
+    assert said in " ".join(README.split())
+
+
+def test_the_showcase_is_the_run_of_its_profile():
+    """The committed run's settings are the profile's, and it started from the shipped adapter."""
+    folder = repo_root() / "figures/reference_runs/smollm2"
+    assert load_profile(folder / "config.yml").config == load_profile("smollm2").config
+    used = {a["role"]: a for a in json.loads((folder / "manifest.json").read_text())["assets"]}
+    assert used["policy"]["sha256"] == find_asset("smollm2-135m-reviews").sha256
+    metrics = json.loads((find_asset("smollm2-135m-reviews").path / "metrics.json").read_text())
+    assert metrics["base_sha256"] == used["policy base"]["sha256"]
+    assert metrics["after"]["bits_per_byte"] < metrics["before"]["bits_per_byte"] - 0.1
+    files = [p for p in find_asset("smollm2-135m-reviews").path.iterdir()]
+    assert sum(p.stat().st_size for p in files) < 10e6
 
 
 def test_what_docs_study_says_of_the_frontier_holds():
