@@ -27,6 +27,15 @@ _FAMILIES: dict[str, dict[str, Any]] = {  # by transformers' names
     "gpt_neox": dict(intermediate_size=48),
     "llama": dict(intermediate_size=48, num_key_value_heads=2),
     "bloom": {},
+    # Layers of two kinds: the second sees four tokens back, and in Gemma 3 has other positions.
+    "gemma3_text": dict(intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=4,
+                        layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    "qwen3": dict(intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=4,
+                  use_sliding_window=True, max_window_layers=1),
+    # The logits are changed behind the head.
+    "granite": dict(intermediate_size=48, num_key_value_heads=2, logits_scaling=8.0),
+    "cohere": dict(intermediate_size=48, num_key_value_heads=2, logit_scale=0.0625),
+    "gemma2": dict(intermediate_size=48, num_key_value_heads=2, head_dim=8),
 }
 
 

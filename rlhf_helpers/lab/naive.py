@@ -57,7 +57,8 @@ class NaivePolicy(Policy):
     def _logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.base.get_output_embeddings()(hidden)[:, :-1]
         labels = tokens[:, 1:].unsqueeze(-1)
-        return self.tempered(logits).log_softmax(-1).gather(-1, labels).squeeze(-1)
+        logits = logits.float() / self.logit_divisor
+        return logits.log_softmax(-1).gather(-1, labels).squeeze(-1)
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:

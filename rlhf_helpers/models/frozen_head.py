@@ -1,4 +1,4 @@
-"""Log-probabilities of labels through a frozen output head, without keeping any logits.
+"""Log-probabilities of labels through the output head, without keeping logits if it is frozen.
 
 The head's logits [rows, V] are by far the largest tensors of an update: V is the vocabulary. The
 head does not learn, so backpropagation needs only the gradient for the hidden states, and that
@@ -6,8 +6,9 @@ can be worked out at once while the logits are there, some rows at a time:
 
     logprob = z[label] - logsumexp(z),  z = W h / T   =>   d logprob / d h = W^T (e_label - p) / T,
 
-p = softmax(z), T the temperature. The same multiplications as the usual way (one with W forward,
-one back), in memory for a slice of logits instead of three copies of all of them.
+p = softmax(z), T the temperature (times what the model itself divides its logits by). The same
+multiplications as the usual way (one with W forward, one back), in memory for a slice of logits
+instead of three copies of all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from rlhf_helpers.algorithms.ppo import logprobs_of_labels
+from rlhf_helpers.config.checks import ConfigError, shown
 
 from .packed import PackedWeight, packed_of
 
@@ -30,6 +35,42 @@ def is_frozen_linear(head: nn.Module) -> bool:
         and not any(p.requires_grad for p in head.parameters())
         and head.weight.is_floating_point()
     )
+
+
+def head_divisor(shape: PretrainedConfig) -> float:
+    """What a model divides its head's output by to get logits: Granite and Cohere do, others by 1.
+
+    Raises ConfigError where the model caps its logits, whose gradient is not worked out here.
+    """
+    if getattr(shape, "final_logit_softcapping", None):
+        raise ConfigError(
+            f"{shown(shape.name_or_path)} caps its logits (final_logit_softcapping is "
+            f"{shape.final_logit_softcapping}), which is not supported: take another model, such "
+            "as a newer one of its family."
+        )
+    return (getattr(shape, "logits_scaling", None) or 1.0) / (
+        getattr(shape, "logit_scale", None) or 1.0
+    )
+
+
+def head_logprobs(hidden: Tensor, head: nn.Module, labels: Tensor, divisor: float) -> Tensor:
+    """Hidden states [B, T, h] and the tokens that follow them [B, T] -> nats [B, T].
+
+    Logits are what the head gives / `divisor`, in float32. With gradients where they are enabled.
+    """
+    if not torch.is_grad_enabled():
+        # Some rows at a time: their logits stay in the processor's cache.
+        rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
+        slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
+        logprobs = [logprobs_of_labels(_divided(head(h), divisor), ids) for h, ids in slices]
+        return torch.cat(logprobs).unflatten(0, labels.shape)
+    if is_frozen_linear(head):
+        return frozen_head_logprobs(hidden, head, labels, divisor)
+    return logprobs_of_labels(_divided(head(hidden), divisor), labels)
+
+
+def _divided(logits: Tensor, divisor: float) -> Tensor:
+    return logits.float() if divisor == 1 else logits.float() / divisor
 
 
 def frozen_head_logprobs(

@@ -53,7 +53,10 @@ class PackedWeight:
         return self  # a copied module has another weight, and `serves` sees that
 
     def serves(self, weight: Tensor, x: Tensor) -> bool:
-        """Whether it is this very weight, unchanged, and x can be multiplied with it."""
+        """Whether it is this very weight, unchanged, and x can be multiplied with it.
+
+        torch counts the changes of a tensor, but not those through `.data`: nobody makes one here.
+        """
         return (
             _IN_USE[0] and self.weight is weight and self.version == _version(weight)
             and x.dtype == torch.float32 and x.device.type == "cpu"

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_helpers.algorithms.length_groups import in_length_groups
-from rlhf_helpers.algorithms.ppo import logprobs_of_labels
 from rlhf_helpers.config.checks import ConfigWarning
 from rlhf_helpers.runs.tensors import read_tensors
 
 from .finite_logits import FiniteLogits
-from .frozen_head import ROWS_ON_CPU, ROWS_ON_GPU, frozen_head_logprobs, is_frozen_linear
+from .frozen_head import head_divisor, head_logprobs
 from .lora import (
     load_adapter,
     lora_disabled,
@@ -71,7 +70,9 @@ class Policy(nn.Module):
         super().__init__()
         self.base = base
         self.tokenizer = tokenizer
-        hidden = base.config.get_text_config().hidden_size
+        # Not the layers' width, which may be another (OPT-350m): that of what leaves the model.
+        hidden = base.get_output_embeddings().weight.shape[1]
+        self._head_divisor = head_divisor(base.config.get_text_config())
         # trlX's value head: default initialisation, so its first values are small and not zero.
         self.v_head = nn.Sequential(
             nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, 1)
@@ -237,20 +238,12 @@ class Policy(nn.Module):
     def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Hidden states [B, T, h] and the tokens that follow them [B, T] -> nats [B, T]."""
         head = self.base.get_output_embeddings()
-        if torch.is_grad_enabled():
-            if is_frozen_linear(head):
-                return frozen_head_logprobs(hidden, head, labels, self.temperature)
-            return logprobs_of_labels(self.tempered(head(hidden)), labels)
-        # Some rows at a time: their logits stay in the processor's cache.
-        rows = ROWS_ON_GPU if hidden.is_cuda else ROWS_ON_CPU
-        slices = zip(hidden.flatten(0, 1).split(rows), labels.flatten().split(rows), strict=True)
-        logprobs = [logprobs_of_labels(self.tempered(head(h)), ids) for h, ids in slices]
-        return torch.cat(logprobs).unflatten(0, labels.shape)
+        return head_logprobs(hidden, head, labels, self.logit_divisor)
 
-    def tempered(self, logits: Tensor) -> Tensor:
-        """Logits in float32, divided by `temperature`: [..., V] -> [..., V]."""
-        logits = logits.float()
-        return logits if self.temperature == 1 else logits / self.temperature
+    @property
+    def logit_divisor(self) -> float:
+        """What the head's output is divided by: `temperature`, and a scale of the model's own."""
+        return self.temperature * self._head_divisor
 
     def value(self, hidden: Tensor) -> Tensor:
         """Value head on hidden states: [B, T, h] -> [B, T]."""
@@ -299,12 +292,18 @@ class Policy(nn.Module):
 
     @contextmanager
     def _only_layers(self, layers: nn.ModuleList) -> Iterator[None]:
-        decoder, everything = self.decoder, self.layers
+        decoder, everything, shape = self.decoder, self.layers, self.decoder.config
         setattr(decoder, self._layers_name, layers)
+        # transformers asks by a layer's place in the list which mask and positions are its own.
+        kinds = getattr(shape, "layer_types", None)
+        if kinds is not None:
+            shape.layer_types = [*kinds[self.branch :], *kinds[: self.branch]]
         try:
             yield
         finally:
             setattr(decoder, self._layers_name, everything)
+            if kinds is not None:
+                shape.layer_types = kinds
 
     # --- sampling ----------------------------------------------------------------------------
 

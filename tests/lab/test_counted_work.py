@@ -7,8 +7,8 @@ A model of 3 layers, the top 2 with LoRA; 8 rollouts in 2 chunks of 4, prompts o
 import pytest
 import torch
 
+import rlhf_helpers.models.frozen_head as frozen_head
 import rlhf_helpers.models.packed as packed
-import rlhf_helpers.models.policy as policy_module
 from rlhf_helpers.lab.bench_case import Case
 from rlhf_helpers.lab.bench_iteration import make_trainers, run_iteration, task_of
 from rlhf_helpers.lab.counted_work import (
@@ -44,8 +44,8 @@ def counts(monkeypatch, engine, semantics="corrected"):
         seen["head"] += labels.numel()
         return frozen(hidden, head, labels, *more)
 
-    frozen = policy_module.frozen_head_logprobs
-    monkeypatch.setattr(policy_module, "frozen_head_logprobs", through_frozen_head)
+    frozen = frozen_head.frozen_head_logprobs
+    monkeypatch.setattr(frozen_head, "frozen_head_logprobs", through_frozen_head)
     policy.decoder.register_forward_pre_hook(called, with_kwargs=True)
     policy.layers[0].register_forward_pre_hook(count("trunk"), with_kwargs=True)
     policy.layers[policy.branch].register_forward_pre_hook(count("top"), with_kwargs=True)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny_runs import PROMPTS, letter_reward, run_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_runs import PROMPTS, letter_reward, model_dir, policy_with_lora, run_config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_helpers.models.loading import load_trained_policy
+from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.models.loading import load_policy, load_trained_policy
 from rlhf_helpers.models.peft_import import torchao_unseen
 from rlhf_helpers.training.api import train
 
@@ -91,3 +92,68 @@ def test_merged_model_is_plain_and_has_the_same_logits(trained):
         logits_of(plain), logits_of(trainer.policy.base), atol=1e-5, rtol=1e-5
     )
     assert AutoTokenizer.from_pretrained(directory)("policy")["input_ids"]
+
+
+# --- models that are not all of one piece ------------------------------------------------------
+
+ONE_MODULE = {"delta_type": "lora", "modified_modules": ["self_attn.q_proj"], "lora_r": 4,
+              "lora_alpha": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3", "granite", "cohere", "llama"])
+def test_log_probabilities_are_those_of_the_whole_model(family, tmp_path):
+    """Layers of several kinds, and logits that are scaled behind the head."""
+    policy = policy_with_lora(tmp_path, family=family, model__delta_kwargs=ONE_MODULE)
+    ids = torch.randint(5, 300, (3, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        output = policy.base(input_ids=ids, attention_mask=mask, position_ids=positions)
+    expected = output.logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    scored, seen = policy.score(ids, mask), mask[:, :-1].bool()
+    torch.testing.assert_close(scored.logprobs[seen], expected[seen], atol=1e-5, rtol=0)
+    updated, _ = policy(ids, mask, 0, 11, scored.trunk)
+    torch.testing.assert_close(updated[seen], expected[seen], atol=1e-5, rtol=0)
+    assert policy.base.config.to_dict() == AutoConfig.from_pretrained(
+        policy.base.config._name_or_path, dtype=torch.float32
+    ).to_dict() | {"_name_or_path": policy.base.config._name_or_path}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "granite"])
+def test_an_untrained_policy_is_its_reference(family, tmp_path):
+    """Sampled by the whole model, scored by its top: no KL, and a first ratio of 1."""
+    lines = []
+    train(
+        reward_fn=letter_reward, prompts=PROMPTS, eval_prompts=PROMPTS[:2], callback=lines.append,
+        config=run_config(
+            tmp_path, family, method__semantics="corrected", train__total_steps=1,
+            model__delta_kwargs={**ONE_MODULE, "lora_dropout": 0.0},
+        ),
+    )  # fmt: skip
+    rollouts = next(line for line in lines if "objective/kl" in line)
+    step = next(line for line in lines if "losses/total_loss" in line)
+    assert rollouts["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert step["ratio"] == pytest.approx(1, abs=1e-5)
+
+
+def test_capped_logits_are_refused(tmp_path):
+    """Gemma 2 ends in a tanh, whose gradient the frozen head does not know."""
+    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+        load_policy(run_config(tmp_path, "gemma2", model__delta_kwargs=ONE_MODULE), "cpu")
+
+
+def test_a_model_whose_output_is_narrower_than_its_layers(tmp_path):
+    """As OPT-350m: 32 wide inside, 16 at both ends, norms behind the layers."""
+    path = model_dir(tmp_path)
+    shape = AutoConfig.from_pretrained(path)
+    shape.word_embed_proj_dim, shape.do_layer_norm_before = 16, False
+    AutoModelForCausalLM.from_config(shape).save_pretrained(path)
+    lines = []
+    trainer = train(
+        reward_fn=letter_reward, prompts=PROMPTS, eval_prompts=PROMPTS[:2], callback=lines.append,
+        config=run_config(tmp_path, method__semantics="corrected", train__total_steps=2,
+                          model__delta_kwargs__lora_dropout=0.0),
+    )  # fmt: skip
+    step = next(line for line in lines if "losses/total_loss" in line)
+    assert step["ratio"] == pytest.approx(1, abs=1e-5) and trainer.step == 2
