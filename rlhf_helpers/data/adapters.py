@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rlhf_helpers.config.checks import ConfigError, shown
 from rlhf_helpers.config.reading import NUMBER, TEXT, read_json, unreadable
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,9 +36,19 @@ def merge_adapter(
 ) -> None:
     """Add a peft LoRA adapter's matrices to the weights of `model`, in place.
 
-    peft's file format is read without peft, which some notebook images cannot import.
+    peft's file format is read without peft, which some notebook images cannot import. `settings`
+    is the content of its adapter_config.json; ConfigError where single modules have settings of
+    their own there.
     """
-    scale = settings["lora_alpha"] / settings["r"]
+    for name in ("rank_pattern", "alpha_pattern"):
+        if settings.get(name):
+            raise ConfigError(
+                f"The adapter's {name} is {shown(settings[name])}, which is not supported: merge "
+                "it with peft (merge_and_unload), and give the merged model."
+            )
+    # With rsLoRA the sum of r products is expected to grow with sqrt(r) (Kalajdzievski 2023).
+    rank = settings["r"]
+    scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
     parameters = dict(model.named_parameters())
     for name, value in adapter.items():
         target = name.removeprefix("base_model.model.")

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
+from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.data import assets
 from rlhf_helpers.data.adapters import ADAPTER_WEIGHTS, merge_adapter
 from rlhf_helpers.data.assets import ARTIFACTS, AssetError
@@ -272,6 +273,12 @@ def test_merging_by_hand():
     merge_adapter(model, adapter, {"lora_alpha": 4, "r": 2})  # scale 2
     assert model[0].weight.tolist() == [[5.0, 2.0], [9.0, 4.0]]
     assert model[1].bias.tolist() == [7.0]
+    del adapter["base_model.model.1.bias"]
+    model[0].weight.data.zero_()
+    merge_adapter(model, adapter, {"lora_alpha": 4, "r": 4, "use_rslora": True})  # 4 / sqrt(4)
+    assert model[0].weight.tolist() == [[4.0, 0.0], [6.0, 0.0]]
+    with pytest.raises(ConfigError, match="alpha_pattern is .*merge_and_unload"):
+        merge_adapter(model, adapter, {"lora_alpha": 4, "r": 2, "alpha_pattern": {"0": 8}})
 
 
 def test_the_adapter_read_here_is_the_adapter_of_peft(tiny_encoder, tmp_path):
