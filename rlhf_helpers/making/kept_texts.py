@@ -26,6 +26,7 @@ from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.learned import padded, pooled
 from rlhf_helpers.runs.files import made_directory
 from rlhf_helpers.runs.tensors import read_tensors
+from rlhf_helpers.training.fingerprints import frozen_weights_digest
 
 BATCH = 64
 LIMIT_BYTES = 2 * 1024**3  # beyond it, states are computed again in every batch
@@ -75,10 +76,11 @@ def pooled_states(
 ) -> Tensor:
     """The base model's pooled last state of each text, [n, h]; see `pooled`.
 
-    `rows`: the ids of each text. What the file `path` holds is taken from there, and what is
-    computed is added to it.
+    `rows`: the ids of each text. What the file `path` holds of these ids, this base model and this
+    pooling is taken from there, and what is computed is added to it.
     """
-    names = [hashlib.sha256(json.dumps(list(row)).encode()).digest() for row in rows]
+    made_by = [frozen_weights_digest(policy.base), str(policy.base.dtype), pooling]
+    names = [hashlib.sha256(json.dumps([*made_by, *row]).encode()).digest() for row in rows]
     known = _read_states(path) if path is not None and path.exists() else {}
     missing = sorted({n: i for i, n in enumerate(names) if n not in known}.values(),
                      key=lambda i: len(rows[i]))  # fmt: skip

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -331,3 +332,20 @@ def test_states_of_texts_are_computed_once_and_change_no_number(tmp_path, monkey
     assert sum(computed) == len(texts)  # those of the first eight pairs not twice
     assert torch.allclose(models[1].head, plain.head, atol=1e-6)
     assert [p.name for p in states.parent.iterdir()] == ["states.safetensors"]
+
+    # Neither another pooling nor another base model is served from it.
+    for name, pooling, root in (("pooled", "last", tmp_path), ("other", "mean", tmp_path / "b")):
+        own = config_of(root, name=f"{name}1", num_layers_unfrozen=0, pooling=pooling)
+        if root != tmp_path:
+            change_weights(own.policy.model.model_path)
+        alone = train_reward_model(pairs_of(12), own)
+        filed = replace(own, directory=str(root / f"{name}2"), states_file=str(states))
+        assert torch.allclose(train_reward_model(pairs_of(12), filed).head, alone.head, atol=1e-6)
+        assert not torch.allclose(alone.head, plain.head, atol=1e-2)
+
+
+def change_weights(directory):
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(torch.arange(32) / 16)
+    model.save_pretrained(directory)
