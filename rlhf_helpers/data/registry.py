@@ -65,6 +65,10 @@ REGISTRY = {
                 "50a6f8c8c15e5bc70ea373728110db53"
             },
         ),
+        # An adapter of it, made by `python -m rlhf_helpers fine-tune`: it writes reviews.
+        Asset(
+            "smollm2-135m-reviews", "Apache-2.0", shipped=True, needs=("smollm2-135m-instruct",)
+        ),
         Asset(  # sums to solve: the problems are drawn by this file
             "chain-sum",
             "Apache-2.0",

@@ -39,6 +39,7 @@ KNOWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-125m": ("opt-125m", {}),
     "facebook/opt-1.3b": ("opt-1.3b", {}),
     "smollm2-135m-instruct": ("smollm2-135m", {}),
+    "smollm2-135m-reviews": ("smollm2-135m", {}),
     "Qwen/Qwen3-0.6B": ("qwen3-0.6b", {}),
     "chavinlo/alpaca-native": ("llama-7b", {"vocab_size": 32001}),  # and a padding token
 }

@@ -74,19 +74,27 @@ def train_judge(out, seed) -> None:
 @click.command("fine-tune")
 @click.option("--profile", default="smollm2", help="Whose model it is.")
 @click.option("--out", default="runs/fine_tune", help="Where the adapter goes.")
-@click.option("--steps", type=int, help="Optimizer steps.", show_default="600")
+@click.option("--steps", type=int, help="Optimizer steps.", show_default="250")
 @click.option("--seed", type=int, default=0)
 def fine_tune(profile, out, steps, seed) -> None:
     """Teach a profile's model to write reviews, before PPO: an adapter, its figures, its card."""
     from rlhf_helpers.config.paths import resolve_run_dir
     from rlhf_helpers.config.profiles import load_profile
+    from rlhf_helpers.config.trl_config import TRLConfig
+    from rlhf_helpers.data.adapters import base_of
+    from rlhf_helpers.data.assets import find_asset
 
     from .fine_tune import FineTuneConfig
     from .fine_tune import fine_tune as make
 
+    policy_config = load_profile(profile).config
+    base = base_of(find_asset(policy_config.model.model_path).path)
+    if base is not None:  # the profile's policy is such an adapter already: make it again
+        changes = {"model.model_path": base, "tokenizer.tokenizer_path": base}
+        policy_config = TRLConfig.update(policy_config, changes)
     config = FineTuneConfig(seed=seed, **_given(steps=steps))
     out_dir = resolve_run_dir(out)
-    metrics = make(out_dir, load_profile(profile).config, config)
+    metrics = make(out_dir, policy_config, config)
     before, after = (metrics[when]["bits_per_byte"] for when in ("before", "after"))
     print(f"{before:.3f} -> {after:.3f} bits per byte; use it with --set assets.policy={out_dir}")
 

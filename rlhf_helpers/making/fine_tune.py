@@ -58,10 +58,10 @@ N_SAMPLES = 8
 class FineTuneConfig:
     """Everything that decides what the adapter becomes, beside the base model and the reviews."""
 
-    steps: int = 600
+    steps: int = 250
     batch_size: int = 16  # reviews of a step
     max_tokens: int = 64  # of a review, from its beginning: as long as a rollout
-    learning_rate: float = 5e-4  # falls linearly to 0 after the warm-up
+    learning_rate: float = 1e-3  # falls linearly to 0 after the warm-up
     warmup_share: float = 0.05  # of all steps
     lora_r: int = 8
     lora_alpha: int = 16
