@@ -20,10 +20,8 @@ import transformers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from rlhf_helpers.config.checks import Sentence, shown
-from rlhf_helpers.config.reading import read_json
-from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, merge_adapter
 from rlhf_helpers.data.assets import asset_loaded, find_asset
-from rlhf_helpers.runs.tensors import read_tensors
+from rlhf_helpers.runs.tensors import merge_adapters, read_tensors
 
 if TYPE_CHECKING:
     from transformers import TextClassificationPipeline
@@ -68,9 +66,8 @@ def load_classifier(encoder: str | Path, adapter: str | Path) -> BertForSequence
     encoder_weights = read_tensors(Path(encoder) / "model.safetensors")
     encoder_weights.pop("embeddings.position_ids", None)  # a buffer that newer versions compute
     model.bert.load_state_dict(encoder_weights)
-    settings = read_json(Path(adapter) / ADAPTER_CONFIG, LORA)
     with asset_loaded(str(adapter), "reward adapter"):
-        merge_adapter(model, read_tensors(Path(adapter) / ADAPTER_WEIGHTS), settings)
+        merge_adapters(model, [Path(adapter)])
     return model
 
 

@@ -37,6 +37,19 @@ def test_transformers_alone_loads_the_policy(tmp_path, family):
     assert AutoTokenizer.from_pretrained(tmp_path / "plain")(text) == policy.tokenizer(text)
 
 
+def test_a_policy_that_started_from_an_adapter(tmp_path):
+    """As after `fine-tune` and PPO with --set assets.policy=runs/fine_tune."""
+    _, sft = adapter_of(tmp_path, "llama")
+    policy = policy_with_lora(tmp_path, seed=6, family="llama", model__model_path=str(sft))
+    policy.save(tmp_path / "tuned", str(sft))
+    plain = AutoModelForCausalLM.from_pretrained(merge(str(tmp_path / "tuned"), tmp_path / "plain"))
+    with torch.no_grad():
+        expected = policy.base(TOKENS).logits
+        torch.testing.assert_close(plain(TOKENS).logits, expected, rtol=0, atol=1e-5)
+        first = AutoModelForCausalLM.from_pretrained(merge(str(sft), tmp_path / "first"))
+        assert (first(TOKENS).logits - expected).abs().max() > 1e-3
+
+
 def test_a_model_that_was_quantised_once_is_plain(tmp_path):
     """As SmolLM2 from its GGUF file: the configuration said so, and converters believe it."""
     base = model_dir(tmp_path, "llama")
