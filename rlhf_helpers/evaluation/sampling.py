@@ -26,7 +26,7 @@ from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.task import post_prompts, prompt_of
 from rlhf_helpers.training.semantics import CorrectedSemantics, semantics_of, sequences_of
-from rlhf_helpers.training.sequences import to_text
+from rlhf_helpers.training.sequences import end_ids, to_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sample:
     prompt: str
     output: str
     prompt_ids: list[int]
-    output_ids: list[int]  # end-of-text included, if it was drawn
+    output_ids: list[int]  # the token that ended it included, if one was drawn
     ended: bool  # whether it was
     group: str
     seed: int
@@ -106,7 +106,8 @@ def sample(
             rows = policy.generate(ids, mask, logits_processor=processors, **settings)
     finally:
         policy.set_dropout(was_active)
-    kept = sequences_of(CorrectedSemantics(), tokenizer, ids, mask, rows.cpu())
+    ends = end_ids(tokenizer, gen_kwargs)
+    kept = sequences_of(CorrectedSemantics(), tokenizer, ids, mask, rows.cpu(), ends=ends)
     samples = []
     for i, prompt in enumerate(prompts):
         end = kept.ends[i] + 1
@@ -117,7 +118,7 @@ def sample(
                 output=to_text(tokenizer, output_ids),
                 prompt_ids=tokenised[i].input_ids,
                 output_ids=output_ids,
-                ended=output_ids[-1] == tokenizer.eos_token_id,
+                ended=output_ids[-1] in ends,
                 group=prompt.group,
                 seed=prompt.seed,
             )

@@ -35,9 +35,12 @@ class TrlxSemantics:
 
     def responses(
         self, tokenizer: PreTrainedTokenizerBase, drawn: Tensor, outputs: Sequence[str],
-        stop_sequences: Sequence[str],
+        stop_sequences: Sequence[str], ends: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[int] | None]:  # fmt: skip
-        """Ids [n, R] that the update sees, and how many of each row are real, if that is known."""
+        """Ids [n, R] that the update sees, and how many of each row are real, if that is known.
+
+        `ends`: the token ids that end a sample.
+        """
         return tokenised_again(tokenizer, outputs).to(drawn.device), None
 
     # 3. Attention mask: whatever is not padding; since pad is eos, a real end is masked too.
@@ -132,10 +135,10 @@ class CorrectedSemantics:
 
     def responses(
         self, tokenizer: PreTrainedTokenizerBase, drawn: Tensor, outputs: Sequence[str],
-        stop_sequences: Sequence[str],
+        stop_sequences: Sequence[str], ends: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[int] | None]:  # fmt: skip
         """Ids [n, R] that the update sees, and how many of each row are real."""
-        lengths = response_lengths(tokenizer, drawn, stop_sequences)
+        lengths = response_lengths(tokenizer, drawn, stop_sequences, ends)
         ids = drawn[:, : max(lengths)].clone()
         ids.masked_fill_(_first(lengths, ids) == 0, tokenizer.pad_token_id)
         return ids, lengths
@@ -241,14 +244,16 @@ def sequences_of(
     samples: Tensor,
     outputs: Sequence[str] = (),
     stop_sequences: Sequence[str] = (),
+    ends: Sequence[int] | None = None,
 ) -> Sequences:
     """Prompts [n, Q] and samples [n, Q + new tokens], as the update will see them.
 
-    `outputs`: the texts of the responses, which trlX tokenises again.
+    `outputs`: the texts of the responses, which trlX tokenises again. `ends`: the token ids that
+    end a sample (`end_ids`); None: end-of-text.
     """
     width = prompt_ids.shape[1]
     responses, lengths = semantics.responses(
-        tokenizer, samples[:, width:], outputs, stop_sequences
+        tokenizer, samples[:, width:], outputs, stop_sequences, ends
     )
     tokens = torch.cat([prompt_ids, responses], dim=1)
     mask = semantics.attention_mask(tokens, prompt_mask, lengths, tokenizer.pad_token_id)

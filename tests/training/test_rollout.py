@@ -391,6 +391,18 @@ def test_a_seed_means_the_same_text_whatever_the_batch(policy):
     assert [s.output_ids for s in together] != [s.output_ids for s in other]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_an_evaluated_text_ends_with_the_token_that_the_settings_name(policy, several):
+    settings = {"max_new_tokens": 8, "do_sample": True, "top_k": 0}
+    (whole,) = sample(policy, eval_prompts([3]), settings, 12)
+    end = whole.output_ids[2]
+    length = whole.output_ids.index(end) + 1
+    ending = {"eos_token_id": [EOS, end] if several else end}
+    (cut,) = sample(policy, eval_prompts([3]), settings | ending, 12)
+    assert not whole.ended and len(whole.output_ids) == 8 > length
+    assert cut.ended and cut.output_ids == whole.output_ids[:length]
+
+
 def test_row_noise_draws_from_softmax():
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(2000, 1)
     noise = RowNoise(range(2000))

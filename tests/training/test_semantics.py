@@ -15,6 +15,7 @@ from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
 
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.checks import ConfigWarning
+from rlhf_helpers.data.prompts import Prompt
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.lora import lora_disabled
 from rlhf_helpers.training import semantics as semantics_page
@@ -108,6 +109,19 @@ def test_the_ids_that_were_drawn_are_kept(both):
     assert kept["corrected"] == [*letters, EOS]
     assert kept["trlx"][0] == EOS  # special tokens come back between prompt and response
     assert kept["trlx"][1:] != [*letters, EOS]
+
+
+def test_a_text_ends_with_the_token_that_the_settings_name(tmp_path):
+    """Padding behind an `eos_token_id` that is not the tokenizer's was drawn by nobody."""
+    trainer = trainer_with(tmp_path, "corrected", method__gen_kwargs={"eos_token_id": 100})
+    ids = torch.tensor([[80, 81]] * 2)
+    rows = torch.tensor([[80, 81, 90, 100, EOS, EOS], [80, 81, 91, EOS, 92, 100]])
+    prompts, times = [Prompt([80, 81])] * 2, {"time/exp_score": 0.0}
+    _, kept = trainer.experience.read(ids, torch.ones_like(ids), rows, prompts, times)
+    assert kept.tokens.tolist() == rows.tolist()
+    assert kept.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    assert kept.loss_mask.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
+    assert kept.ends == [3, 5]
 
 
 def test_end_of_text_and_beginning_are_seen_and_padding_is_not(both):
