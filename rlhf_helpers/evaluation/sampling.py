@@ -21,7 +21,7 @@ from rlhf_helpers.algorithms.ppo import kl_k1, kl_k3
 from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
-from rlhf_helpers.models.decoding import WARPERS, warpers
+from rlhf_helpers.models.decoding import WARPERS, settings_in_effect, warpers
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.task import post_prompts, prompt_of
@@ -97,7 +97,7 @@ def sample(
         [p.prompt for p in prompts], tokenizer, max_prompt_length, add_special_tokens
     )
     ids, mask = pad_prompts(tokenised, tokenizer.pad_token_id)
-    settings, processors = _without_sampling(gen_kwargs, [p.seed for p in prompts])
+    settings, processors = _without_sampling(policy, gen_kwargs, [p.seed for p in prompts])
     # A prompt opens with no end-of-text here, so every one after it was drawn.
     was_active = policy.lora_dropout_active
     policy.set_dropout(active=False)
@@ -127,13 +127,14 @@ def sample(
 
 
 def _without_sampling(
-    gen_kwargs: dict[str, Any], seeds: Sequence[int]
+    policy: Policy, gen_kwargs: dict[str, Any], seeds: Sequence[int]
 ) -> tuple[dict[str, Any], LogitsProcessorList]:
     """generate()'s settings for drawing by argmax, with what it then leaves out and the noise."""
     settings = {k: v for k, v in gen_kwargs.items() if k not in WARPERS} | {"do_sample": False}
-    if not gen_kwargs.get("do_sample", False):
+    asked = settings_in_effect(policy.base, gen_kwargs)
+    if not asked.get("do_sample"):
         return settings, LogitsProcessorList()
-    return settings, LogitsProcessorList([*warpers(gen_kwargs), RowNoise(seeds)])
+    return settings, LogitsProcessorList([*warpers(asked), RowNoise(seeds)])
 
 
 @torch.no_grad()

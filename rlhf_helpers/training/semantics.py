@@ -224,8 +224,11 @@ class CorrectedSemantics:
 
         ConfigWarning where the samples leave out tokens (top_k ...), which no T describes.
         """
-        warn_of_truncation(method)
-        return policy.sampling_temperature(method.gen_experience_kwargs or method.gen_kwargs)
+        from rlhf_helpers.models.decoding import settings_in_effect  # not above: see Policy
+
+        settings = method.gen_experience_kwargs or method.gen_kwargs
+        warn_of_truncation(method, settings_in_effect(policy.base, settings))
+        return policy.sampling_temperature(settings)
 
 
 Semantics = TrlxSemantics | CorrectedSemantics

@@ -428,7 +428,7 @@ def test_warpers_act_before_the_noise(policy):
 def test_candidates_are_those_of_generate(policy, given):
     """Where generate() would draw from, so does the sampler: the same settings, also by default."""
     prompt_ids, mask = prompts_of(policy)
-    settings, processors = _without_sampling({"do_sample": True, **given}, range(5))
+    settings, processors = _without_sampling(policy, {"do_sample": True, **given}, range(5))
     logits = policy.base(prompt_ids, attention_mask=mask).logits[:, -1]
     ours = LogitsProcessorList(processors[:-1])(prompt_ids, logits.clone())
     theirs = policy.generate(
@@ -437,6 +437,31 @@ def test_candidates_are_those_of_generate(policy, given):
     ).scores[0]  # fmt: skip
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-5, rtol=1e-4)
     assert settings == {"do_sample": False}
+
+
+@pytest.mark.parametrize(("own", "given"), [
+    ({"temperature": 0.3}, {"do_sample": True, "top_k": 0}),
+    ({"top_p": 0.5, "top_k": 7}, {"do_sample": True}),
+    ({"top_p": 0.5}, {"do_sample": True, "top_p": 1.0, "top_k": 0}),
+    ({"do_sample": True, "temperature": 0.5}, {"top_k": 0}),
+    ({"do_sample": True}, {"do_sample": False})])  # fmt: skip
+def test_the_models_own_settings_count_in_evaluation_as_in_rollouts(
+    policy, own, given, monkeypatch
+):
+    """One distribution: what generate() of transformers draws from, and what the sampler does."""
+    for name, value in own.items():
+        monkeypatch.setattr(policy.base.generation_config, name, value)
+    prompt_ids, mask = prompts_of(policy)
+    _, processors = _without_sampling(policy, given, range(5))
+    logits = policy.base(prompt_ids, attention_mask=mask).logits[:, -1]
+    theirs = policy.base.generate(
+        input_ids=prompt_ids, attention_mask=mask, max_new_tokens=1, pad_token_id=EOS, **given,
+        output_scores=True, return_dict_in_generate=True,
+    ).scores[0]  # fmt: skip
+    drawn = [p for p in processors if not isinstance(p, RowNoise)]
+    ours = LogitsProcessorList(drawn)(prompt_ids, logits.clone())
+    torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-5, rtol=1e-4)
+    assert len(processors) - len(drawn) == given.get("do_sample", True)
 
 
 def test_divergence_of_samples_equals_a_token_by_token_sum(policy):

@@ -4,6 +4,7 @@ One test for each line of the table in docs/coming_from_trlx.md.
 """
 
 import contextlib
+import json
 import re
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
+from tiny_runs import PROMPTS, letter_reward, model_dir, one_by_one, run_config
 
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.checks import ConfigWarning
@@ -452,6 +453,10 @@ def test_the_models_own_temperature_counts_where_none_is_given(tmp_path):
     policy.base.generation_config.temperature = 0.7
     assert policy.sampling_temperature({"do_sample": True}) == 0.7
     assert policy.sampling_temperature({"do_sample": True, "temperature": 0.9}) == 0.9
+    assert policy.sampling_temperature({}) == 1
+    policy.base.generation_config.do_sample = True
+    assert policy.sampling_temperature({}) == 0.7
+    assert policy.sampling_temperature({"do_sample": False}) == 1
 
 
 def test_tokens_that_samples_leave_out_are_said(tmp_path):
@@ -466,6 +471,23 @@ def test_tokens_that_samples_leave_out_are_said(tmp_path):
         warnings.simplefilter("error", ConfigWarning)
         trainer_with(tmp_path, "trlx", **truncated)
         trainer_with(tmp_path, "corrected")
+
+
+def test_the_models_own_top_p_is_said_where_none_is_given(tmp_path):
+    path = model_dir(tmp_path, "opt", "bos") / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "top_p": 0.5}))
+    given = {"max_new_tokens": 4, "do_sample": True, "top_k": 0}
+    experience = "method__gen_experience_kwargs"
+    with pytest.warns(ConfigWarning) as caught:
+        trainer_with(tmp_path, "corrected", **{experience: given})
+    said = [str(w.message) for w in caught if "leave out tokens" in str(w.message)]
+    assert [x.split(":")[0] for x in said] == [
+        "method.gen_experience_kwargs.top_p is 0.5 by the model's generation_config"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConfigWarning)
+        trainer_with(tmp_path, "corrected", **{experience: given | {"top_p": 1.0}})
+        trainer_with(tmp_path, "corrected", **{experience: given | {"do_sample": False}})
 
 
 def test_transformers_own_top_k_is_said_where_none_is_given(tmp_path):
