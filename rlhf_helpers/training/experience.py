@@ -194,13 +194,14 @@ class ExperienceMaker:
         self, made: Collection, rollouts: RolloutStore, started: float
     ) -> dict[str, float]:
         stats = made.stats
-        mean_kl = self.semantics.controller_input(made.divergences)
+        sizes = [len(chunk) for chunk in made.chunks]
+        mean_kl = self.semantics.controller_input(made.divergences, sizes)
         if self.processes is not None:
             mean_kl = self.processes.mean({"mean_kl": mean_kl})["mean_kl"]
         stats["mean_kl"] = mean_kl
         stats["kl_ctl_value"] = made.kl_coef
         stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
-        stats["objective/kl"] = sum(made.sequence_kls) / len(made.sequence_kls)
+        stats["objective/kl"] = self.semantics.mean_of_chunks(made.sequence_kls, sizes)
         stats.update(variety(rollouts))
         stats["time/exp"] = self.clock() - started
         return stats

@@ -90,9 +90,13 @@ class TrlxSemantics:
         return kl_trlx(logprobs, ref_logprobs).mean().item()
 
     # 8. KL controller: moves once a minibatch, by the last chunk's divergence.
-    def controller_input(self, chunk_divergences: Sequence[float]) -> float:
-        """The divergence of an iteration, from those of its chunks."""
+    def controller_input(self, chunk_divergences: Sequence[float], sizes: Sequence[int]) -> float:
+        """The divergence of an iteration, from those of its chunks of so many rollouts."""
         return chunk_divergences[-1]
+
+    def mean_of_chunks(self, means: Sequence[float], sizes: Sequence[int]) -> float:
+        """The mean of an iteration, from those of its chunks: a short chunk counts as a whole."""
+        return sum(means) / len(means)
 
     def controller_steps(
         self, position: int, steps: int, epochs: int, batch_size: int, rollouts: int
@@ -190,9 +194,13 @@ class CorrectedSemantics:
         return kl_k3(logprobs, ref_logprobs).sum(1).mean().item()
 
     # 8. KL controller: moves once an iteration, by all rollouts.
-    def controller_input(self, chunk_divergences: Sequence[float]) -> float:
-        """The divergence of an iteration, from those of its chunks."""
-        return sum(chunk_divergences) / len(chunk_divergences)
+    def controller_input(self, chunk_divergences: Sequence[float], sizes: Sequence[int]) -> float:
+        """The divergence of an iteration, from those of its chunks of so many rollouts."""
+        return self.mean_of_chunks(chunk_divergences, sizes)
+
+    def mean_of_chunks(self, means: Sequence[float], sizes: Sequence[int]) -> float:
+        """The mean of an iteration, from those of its chunks: every rollout counts the same."""
+        return sum(m * size for m, size in zip(means, sizes, strict=True)) / sum(sizes)
 
     def controller_steps(
         self, position: int, steps: int, epochs: int, batch_size: int, rollouts: int

@@ -292,6 +292,31 @@ def test_the_controller_moves_once_an_iteration_by_all_rollouts(both):
     assert moves == {"trlx": [4, 4], "corrected": [8]}
 
 
+@pytest.mark.parametrize("semantics", ["trlx", "corrected"])
+def test_every_rollout_counts_the_same_also_those_of_a_short_chunk(tmp_path, semantics):
+    """Nine prompts in chunks of eight and one; trlX takes the mean of the two chunks' means."""
+    lengths = {"chunk_size": 8, "num_rollouts": 9}
+    trainer = trainer_with(
+        tmp_path, semantics, model__delta_kwargs={"lora_dropout": 0.0},
+        **{f"method__{name}": n for name, n in lengths.items()},
+    )  # fmt: skip
+    trainer.add_prompts([*PROMPTS, "the value"], PROMPTS[:1])
+    rollouts, stats = trainer.experience.make(9, 0.05)
+    # trlX counts every column that is no padding, here as far as it was scored.
+    counted = rollouts.loss_mask
+    k1 = ((rollouts.logprobs - rollouts.ref_logprobs) * counted).sum(1).tolist()
+    by_chunk = (sum(k1[:8]) / 8 + k1[8]) / 2
+    by_rollout = sum(k1) / 9
+    assert abs(by_chunk - by_rollout) > 0.01
+    if semantics == "trlx":
+        assert stats["objective/kl"] == pytest.approx(by_chunk, rel=1e-3)
+        return
+    assert stats["objective/kl"] == pytest.approx(by_rollout, rel=1e-3)
+    d = (rollouts.ref_logprobs - rollouts.logprobs).double() * counted
+    k3 = (d.exp() - 1 - d).sum(1)
+    assert stats["mean_kl"] == pytest.approx(k3.mean().item(), rel=1e-3)
+
+
 # --- the update --------------------------------------------------------------------------------
 
 
