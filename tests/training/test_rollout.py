@@ -16,6 +16,7 @@ from rlhf_helpers.evaluation.sampling import (
     divergence,
     sample,
 )
+from rlhf_helpers.training.interval_evaluation import write_answers
 from rlhf_helpers.training.rollout import RolloutStore, build_rollouts
 from rlhf_helpers.training.semantics import (
     CorrectedSemantics,
@@ -401,6 +402,33 @@ def test_an_evaluated_text_ends_with_the_token_that_the_settings_name(policy, se
     (cut,) = sample(policy, eval_prompts([3]), settings | ending, 12)
     assert not whole.ended and len(whole.output_ids) == 8 > length
     assert cut.ended and cut.output_ids == whole.output_ids[:length]
+
+
+ANSWERS = {"max_new_tokens": 8, "do_sample": True, "top_k": 0}
+
+
+def test_answers_are_to_whole_prompts(policy, monkeypatch):
+    """A character outside ASCII takes several tokens."""
+    question = "请用中文写一句话🙂🙂 answer: 7"
+    whole, passed = policy.tokenizer(question)["input_ids"], []
+    draw = policy.generate
+    monkeypatch.setattr(
+        policy, "generate", lambda ids, mask, **k: passed.append(ids) or draw(ids, mask, **k)
+    )
+    write_answers(policy, [question], 1, ANSWERS)
+    assert passed[0].tolist() == [whole] and len(whole) > len(question) + 1
+
+
+def test_answers_are_drawn_without_dropout(policy):
+    """Whoever asks: a trainer of trlX's semantics leaves it on."""
+    expected = write_answers(policy, PROMPTS[:3], 2, ANSWERS)
+    policy.set_dropout(active=True)
+    try:
+        found = write_answers(policy, PROMPTS[:3], 2, ANSWERS)
+        assert policy.lora_dropout_active
+    finally:
+        policy.set_dropout(active=False)
+    assert found == expected
 
 
 def test_row_noise_draws_from_softmax():
