@@ -74,10 +74,14 @@ class RowNoise(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Which rows the scores are of: those whose texts go on (models/decoding.py); None: all.
         self.rows: Tensor | None = None
+        self._read: tuple[Tensor | None, Sequence[int]] = (None, range(len(seeds)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores [B, V] (or of `rows` only) -> the same shape"""
-        rows = range(len(self.generators)) if self.rows is None else self.rows.tolist()
+        if self.rows is not self._read[0]:  # read once: a GPU's host waits for it
+            everyone = range(len(self.generators))
+            self._read = self.rows, everyone if self.rows is None else self.rows.tolist()
+        rows = self._read[1]
         draws = [torch.rand(scores.shape[1], generator=self.generators[row]) for row in rows]
         uniform = torch.stack(draws)
         uniform = uniform.clamp_(1e-10, 1 - 1e-7).to(scores.device)

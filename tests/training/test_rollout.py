@@ -442,6 +442,22 @@ def test_row_noise_draws_from_softmax():
     assert ((counts - expected) ** 2 / expected).sum() < 16.3
 
 
+def test_which_rows_go_on_is_read_once(monkeypatch):
+    """A GPU's host waits for every reading of a tensor."""
+    noise, scores, reads = RowNoise([5, 6, 7]), torch.zeros(2, 3), []
+    read = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: reads.append(x) or read(x))
+    noise.rows = torch.tensor([0, 2])
+    drawn = torch.stack([noise(None, scores) for _ in range(4)])
+    assert len(reads) == 1
+    noise.rows = torch.tensor([2])
+    last = noise(None, scores[:1])
+    assert len(reads) == 2
+    alone = RowNoise([7])
+    assert torch.equal(drawn[:, 1], torch.cat([alone(None, scores[:1]) for _ in range(4)]))
+    assert torch.equal(last, alone(None, scores[:1]))
+
+
 def test_warpers_act_before_the_noise(policy):
     settings = {"max_new_tokens": 6, "do_sample": True, "top_k": 1}
     one, other = (sample(policy, eval_prompts(seeds), settings, 12) for seeds in ([1, 2], [7, 8]))
