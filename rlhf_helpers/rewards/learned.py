@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_helpers.config.checks import ConfigError, shown
 from rlhf_helpers.config.reading import COUNT, NUMBER, TEXT, read_json, unreadable
 from rlhf_helpers.data.gguf import path_and_adapters
+from rlhf_helpers.environment import local_device
 from rlhf_helpers.runs.tensors import merge_adapters, read_tensors
 
 SETTINGS = "reward_model.json"
@@ -76,10 +77,10 @@ class LearnedReward:
     """A reward function: what a reward model thinks of each whole sample."""
 
     def __init__(self, directory: str | Path, device: str | torch.device | None = None):
-        """Load from `directory`; `device` None takes the GPU if there is one."""
+        """Load from `directory`; `device` None takes this process's GPU if there is one."""
         self.directory = Path(directory)
         self.about = _settings(self.directory)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = local_device() if device is None else torch.device(device)
         path, adapters = path_and_adapters(self.about["base_model"])
         dtype = getattr(torch, self.about["dtype"])
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)

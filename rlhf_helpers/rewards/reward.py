@@ -8,7 +8,6 @@ import inspect
 import itertools
 import math
 import numbers
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from rlhf_helpers.config.checks import Sentence, shown
 from rlhf_helpers.data.assets import asset_loaded, find_asset
+from rlhf_helpers.environment import local_device
 from rlhf_helpers.runs.tensors import merge_adapters, read_tensors
 
 if TYPE_CHECKING:
@@ -80,12 +80,10 @@ def sentiment_pipeline(
     `name` is "sentiment-minilm", a directory that train-reward wrote, or any classifier with
     these labels, such as lvwerra/distilbert-imdb. `device` None takes the GPU if there is one.
     """
-    if device is None:
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        device = rank if torch.cuda.is_available() else -1
     return pipeline(
-        "sentiment-analysis", name, top_k=2, truncation=True, batch_size=batch_size, device=device
-    )
+        "sentiment-analysis", name, top_k=2, truncation=True, batch_size=batch_size,
+        device=local_device() if device is None else device,
+    )  # fmt: skip
 
 
 def pipeline(task: str, model: str, **kwargs: Any) -> Any:

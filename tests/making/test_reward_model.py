@@ -108,6 +108,14 @@ def test_the_score_by_hand(tmp_path):
     assert reward_fn(samples=[]) == []
 
 
+def test_it_lies_on_the_device_of_its_process(tmp_path, monkeypatch):
+    """Of several processes each has its own GPU; here a device that every machine has."""
+    reward_fn = train_reward_model(pairs_of(12), config_of(tmp_path, epochs=1))
+    monkeypatch.setattr(learned, "local_device", lambda: torch.device("meta"))
+    assert load_reward_model(reward_fn.directory).head.device.type == "meta"
+    assert load_reward_model(reward_fn.directory, "cpu").head.device.type == "cpu"
+
+
 def test_pooling_sees_no_padding():
     hidden = torch.arange(24.0).view(2, 3, 4)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
