@@ -1,4 +1,4 @@
-"""Figures of notebook 07: a reward that can be checked. From files; imports no torch.
+"""Figures and a table of notebook 07: a reward that can be checked. From files; imports no torch.
 
 `evaluation` is a reference run's evaluation.json, `metrics` the lines of its metrics.jsonl.
 """
@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .plot_style import BEFORE, BLUE, GREEN, GREY, PURPLE, RED, new_figure, projected
+from .tables import Table
 
 METHODS = {"rloo": ("RLOO", BLUE), "grpo": ("GRPO", GREEN), "ppo": ("PPO", RED)}
 SLOPPY = "#8C6D31"  # no method's colour
@@ -101,6 +102,27 @@ def steps_plot(evaluation: Mapping[str, Any]) -> Figure:
     right.set_title("Right, with and without")
     right.legend(loc="lower right", ncols=2)
     return figure
+
+
+def right_totals_table(metrics: Sequence[Mapping[str, Any]], answers: int = 256) -> Table:
+    """Before right answers: how many of the running totals are right, such as 82 of 114.
+
+    A line before training and one for the end of each kind of run, a column for each seed; runs
+    paid by the sloppy verifier are left out. `answers` is how many an evaluation on the way has.
+    """
+    lines: dict[str, dict[str, str]] = {"before": {}}
+    for run in dict.fromkeys(line["run"] for line in metrics):
+        kind, _, seed = run.rpartition("-")
+        held = course_of(metrics, run, "metrics/steps_hold")[1]
+        of = course_of(metrics, run, "metrics/steps_and_right")[1]
+        if "sloppy" in kind or not held:
+            continue
+        counts = [f"{round(answers * held[i])} of {round(answers * of[i])}" for i in (0, -1)]
+        lines["before"].setdefault(f"seed {seed}", counts[0])
+        lines.setdefault(kind, {})[f"seed {seed}"] = counts[1]
+    seeds = list(lines["before"])
+    return Table([{"right running totals": kind, **{seed: line.get(seed, "") for seed in seeds}}
+                  for kind, line in lines.items()])  # fmt: skip
 
 
 @projected

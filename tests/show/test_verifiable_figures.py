@@ -7,6 +7,7 @@ from rlhf_helpers.show.verifiable_figures import (
     learning_plot,
     method_of,
     pass_at_k_plot,
+    right_totals_table,
     steps_plot,
 )
 
@@ -91,3 +92,17 @@ def test_accepted_and_wrong_in_answers_of_a_hundred():
     assert steps == [0, 5, 9] and sloppy == pytest.approx([5, 10, 40])
     assert strict == pytest.approx([0, 1])
     assert legend(ax) == ["paid by the sloppy verifier", "paid by the strict one"]
+
+
+def test_right_running_totals_are_counted_by_kind_and_seed():
+    shares = {"a-1": (0.5, 0.25, 0.75, 0.5), "a-2": (0.75, 0.75, 1.0, 0.5),
+              "b-1": (0.25, 0.25, 0.5, 0.0), "a-sloppy-1": (1.0, 1.0, 1.0, 1.0)}  # fmt: skip
+    metrics = [{"run": "a-1", "step": 0, "rollout/length": 4.0}]
+    for run, (of, held, of_after, held_after) in shares.items():
+        metrics += [line(run, 0, steps_and_right=of, steps_hold=held),
+                    line(run, 5, steps_and_right=0.1, steps_hold=0.1),
+                    line(run, 9, steps_and_right=of_after, steps_hold=held_after)]  # fmt: skip
+    table = right_totals_table(metrics, answers=8)
+    assert table.titles == ["right running totals", "seed 1", "seed 2"]
+    assert table.cells == [["before", "2 of 4", "6 of 6"], ["a", "4 of 6", "4 of 8"],
+                           ["b", "0 of 4", ""]]  # fmt: skip
