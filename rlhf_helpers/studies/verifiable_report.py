@@ -160,13 +160,13 @@ def _fooled(
     rows = {"before": before, "after": run}
     twin = evaluation["runs"].get(name.replace("sloppy", "long"))  # as long, paid by the strict one
     if twin:
-        rows["after as many steps paid by the strict one"] = twin
+        rows["after as many steps paid by the strict verifier"] = twin
     total = evaluation["n_prompts"] * evaluation["answers"]
     wrong = [f"{round(total * (row['sloppy'] - row['pass_at_k']['1'][0])):,} {when}"
              for when, row in rows.items()]  # fmt: skip
     length = [f"{row['characters']:.1f}" for row in rows.values()]
     return (
-        f"{said} Of {total:,} answers it accepts {', '.join(wrong)} that are wrong; an answer has "
+        f"{said} Wrong answers that it accepts, of {total:,}: {', '.join(wrong)}; an answer has "
         f"{', '.join(length)} characters."
     )
 
