@@ -1,4 +1,4 @@
-"""Environment variables under which training is fastest, for processes that this package starts."""
+"""Environment variables: those that make training fast, and the one that says which GPU is ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Measured on CPU, the first two make the PPO run about a fifth faster: glibc keeps large freed
 # blocks (activations of one size come and go at every step) instead of returning them to the
@@ -38,6 +42,15 @@ def advice_about_threads(threads: int) -> str | None:
         "machine that does anything else, start Python with OMP_WAIT_POLICY=passive, or import "
         "rlhf_helpers first."
     )
+
+
+def local_device() -> torch.device:
+    """The device of this process: its own GPU where there are several, else the only one."""
+    import torch  # not above: what this module says counts before that
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def added_environment(

@@ -193,17 +193,21 @@ def _check_lengths(path: str, gen_kwargs: Mapping[str, Any] | None) -> None:
 _TRUNCATION = {"top_k": (0, 50), "top_p": (1.0, 1.0), "min_p": (0.0, 0.0), "typical_p": (1.0, 1.0)}
 
 
-def warn_of_truncation(method: MethodConfig) -> None:
-    """ConfigWarning where rollouts are drawn from less than their log-probabilities are of."""
-    key = "gen_kwargs" if method.gen_experience_kwargs is None else "gen_experience_kwargs"
-    settings = getattr(method, key)
-    if not settings.get("do_sample"):
+def warn_of_truncation(method: MethodConfig, in_effect: Mapping[str, Any]) -> None:
+    """ConfigWarning where rollouts are drawn from less than their log-probabilities are of.
+
+    `in_effect`: the settings of rollouts, with those that the model brings along.
+    """
+    if not in_effect.get("do_sample"):
         return
+    key = "gen_kwargs" if method.gen_experience_kwargs is None else "gen_experience_kwargs"
     for name, (off, default) in _TRUNCATION.items():
-        value = settings.get(name, default)
+        value = in_effect.get(name, default)
         if value != off:
+            is_models = name in in_effect and name not in getattr(method, key)
+            whose = " by the model's generation_config" if is_models else ""
             warnings.warn(
-                f"method.{key}.{name} is {value}: samples leave out tokens that their "
+                f"method.{key}.{name} is {value}{whose}: samples leave out tokens that their "
                 f"log-probabilities count, which nothing makes up for; set it to {off} to sample "
                 "from the whole policy.", ConfigWarning, stacklevel=3)
 

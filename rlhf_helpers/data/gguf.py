@@ -30,14 +30,25 @@ def model_path(name: str) -> Path:
     Of an adapter it is that of its base model (adapters.py). Raises AssetError where the asset is
     missing or damaged, or where a GGUF cannot be read.
     """
-    path = find_asset(name).path
-    base = base_of(path)
-    if base is not None:
+    return path_and_adapters(name)[0]
+
+
+def path_and_adapters(name: str) -> tuple[Path, list[Path]]:
+    """`model_path`, and the adapters that the name stands for, in the order of their merging.
+
+    An adapter's base model may be an adapter itself: PPO can start from what supervised
+    fine-tuning left.
+    """
+    path, adapters = find_asset(name).path, []
+    while (base := base_of(path)) is not None:
+        adapters.insert(0, path)
         path = find_asset(base).path
-        if base_of(path) is not None:
-            raise AssetError(f"{shown(name)} is an adapter of {shown(base)}, which is one itself: "
-                             "merge that one first (python -m rlhf_helpers merge).")  # fmt: skip
-    return expanded(path) if path.suffix == ".gguf" else path
+        if path in adapters:
+            raise AssetError(
+                f"{shown(name)} is an adapter of {shown(base)}, which leads back to it: name a "
+                "model as base_model_name_or_path in one of their adapter_config.json."
+            )
+    return (expanded(path) if path.suffix == ".gguf" else path), adapters
 
 
 def cache_dir() -> Path:

@@ -24,9 +24,9 @@ from .text_statistics import (
     SELF_BLEU_SAMPLES,
     distinct_n,
     mean_words,
-    phrase_share,
     repeated_ngrams,
     self_bleu,
+    widest_phrase,
 )
 from .verdict import verdict, what_got_worse
 
@@ -314,5 +314,6 @@ def _repetition(pairs: Sequence[Pair]) -> dict:
         outputs = [pair[index]["output"] for pair in pairs]
         summary[f"self_bleu_{side}"] = self_bleu(outputs) if len(outputs) > 1 else None
         summary[f"repeated_4grams_{side}"] = repeated_ngrams(outputs, n=4, top=10)
-        summary[f"top_4gram_share_{side}"] = phrase_share(outputs, n=4)
+        phrase, share = widest_phrase(outputs, n=4)
+        summary[f"top_4gram_{side}"], summary[f"top_4gram_share_{side}"] = phrase, share
     return summary

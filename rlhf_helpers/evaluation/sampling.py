@@ -21,12 +21,12 @@ from rlhf_helpers.algorithms.ppo import kl_k1, kl_k3
 from rlhf_helpers.config.profiles import Profile
 from rlhf_helpers.data.prompts import pad_prompts, tokenize_prompts
 from rlhf_helpers.data.reviews import heldout_prompts, load_reviews
-from rlhf_helpers.models.decoding import WARPERS, warpers
+from rlhf_helpers.models.decoding import WARPERS, settings_in_effect, warpers
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.task import post_prompts, prompt_of
 from rlhf_helpers.training.semantics import CorrectedSemantics, semantics_of, sequences_of
-from rlhf_helpers.training.sequences import to_text
+from rlhf_helpers.training.sequences import end_ids, to_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sample:
     prompt: str
     output: str
     prompt_ids: list[int]
-    output_ids: list[int]  # end-of-text included, if it was drawn
+    output_ids: list[int]  # the token that ended it included, if one was drawn
     ended: bool  # whether it was
     group: str
     seed: int
@@ -74,10 +74,14 @@ class RowNoise(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Which rows the scores are of: those whose texts go on (models/decoding.py); None: all.
         self.rows: Tensor | None = None
+        self._read: tuple[Tensor | None, Sequence[int]] = (None, range(len(seeds)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores [B, V] (or of `rows` only) -> the same shape"""
-        rows = range(len(self.generators)) if self.rows is None else self.rows.tolist()
+        if self.rows is not self._read[0]:  # read once: a GPU's host waits for it
+            everyone = range(len(self.generators))
+            self._read = self.rows, everyone if self.rows is None else self.rows.tolist()
+        rows = self._read[1]
         draws = [torch.rand(scores.shape[1], generator=self.generators[row]) for row in rows]
         uniform = torch.stack(draws)
         uniform = uniform.clamp_(1e-10, 1 - 1e-7).to(scores.device)
@@ -97,7 +101,7 @@ def sample(
         [p.prompt for p in prompts], tokenizer, max_prompt_length, add_special_tokens
     )
     ids, mask = pad_prompts(tokenised, tokenizer.pad_token_id)
-    settings, processors = _without_sampling(gen_kwargs, [p.seed for p in prompts])
+    settings, processors = _without_sampling(policy, gen_kwargs, [p.seed for p in prompts])
     # A prompt opens with no end-of-text here, so every one after it was drawn.
     was_active = policy.lora_dropout_active
     policy.set_dropout(active=False)
@@ -106,7 +110,8 @@ def sample(
             rows = policy.generate(ids, mask, logits_processor=processors, **settings)
     finally:
         policy.set_dropout(was_active)
-    kept = sequences_of(CorrectedSemantics(), tokenizer, ids, mask, rows.cpu())
+    ends = end_ids(tokenizer, gen_kwargs)
+    kept = sequences_of(CorrectedSemantics(), tokenizer, ids, mask, rows.cpu(), ends=ends)
     samples = []
     for i, prompt in enumerate(prompts):
         end = kept.ends[i] + 1
@@ -117,7 +122,7 @@ def sample(
                 output=to_text(tokenizer, output_ids),
                 prompt_ids=tokenised[i].input_ids,
                 output_ids=output_ids,
-                ended=output_ids[-1] == tokenizer.eos_token_id,
+                ended=output_ids[-1] in ends,
                 group=prompt.group,
                 seed=prompt.seed,
             )
@@ -126,13 +131,14 @@ def sample(
 
 
 def _without_sampling(
-    gen_kwargs: dict[str, Any], seeds: Sequence[int]
+    policy: Policy, gen_kwargs: dict[str, Any], seeds: Sequence[int]
 ) -> tuple[dict[str, Any], LogitsProcessorList]:
     """generate()'s settings for drawing by argmax, with what it then leaves out and the noise."""
     settings = {k: v for k, v in gen_kwargs.items() if k not in WARPERS} | {"do_sample": False}
-    if not gen_kwargs.get("do_sample", False):
+    asked = settings_in_effect(policy.base, gen_kwargs)
+    if not asked.get("do_sample"):
         return settings, LogitsProcessorList()
-    return settings, LogitsProcessorList([*warpers(gen_kwargs), RowNoise(seeds)])
+    return settings, LogitsProcessorList([*warpers(asked), RowNoise(seeds)])
 
 
 @torch.no_grad()

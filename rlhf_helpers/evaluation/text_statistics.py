@@ -54,10 +54,14 @@ def repeated_ngrams(texts: Sequence[str], n: int = 4, top: int = 10) -> list[dic
     ]
 
 
-def phrase_share(texts: Sequence[str], n: int = 4) -> float:
-    """Share of texts that contain the n-gram found in the most texts."""
+def widest_phrase(texts: Sequence[str], n: int = 4) -> tuple[str, float]:
+    """The n-gram found in the most texts, and the share of texts that it is found in.
+
+    Of several the first in alphabetical order; "" and 0 where no text has n words.
+    """
     samples = Counter(ngram for text in texts for ngram in set(word_ngrams(text, n)))
-    return max(samples.values(), default=0) / len(texts)
+    count, ngram = min(((-count, ngram) for ngram, count in samples.items()), default=(0, ()))
+    return " ".join(ngram), -count / len(texts)
 
 
 def self_bleu(texts: Sequence[str], limit: int = SELF_BLEU_SAMPLES) -> float:

@@ -164,8 +164,10 @@ def _text_lines(summary: dict) -> list[str | None]:
 
 
 def _widest_phrase(summary: dict) -> str:
-    """The 4-gram found in the most outputs after training, of those that repeat most."""
-    phrases = summary["repeated_4grams_after"]
+    """The 4-gram found in the most outputs after training."""
+    if "top_4gram_after" in summary:
+        return summary["top_4gram_after"]
+    phrases = summary["repeated_4grams_after"]  # measured before that was noted: the likeliest
     return max(phrases, key=lambda row: row["samples"])["ngram"] if phrases else ""
 
 

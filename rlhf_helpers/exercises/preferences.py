@@ -93,25 +93,36 @@ def check_reward_loss(reward_loss: Callable[..., Any]) -> str | None:
 # --- the last token -------------------------------------------------------------------------------
 
 SEEN = ((1, 1, 1, 0, 0), (1, 1, 1, 1, 1), (1, 0, 0, 0, 0))
+ONE_TOO_FAR = "one too far: a text of three tokens has its last one in column 2, " \
+              "seen.sum(dim=1) - 1."  # fmt: skip
+ROWS_AND_COLUMNS = "x[:, columns] takes these columns of every row: pick rows and columns " \
+                   "together, x[torch.arange(len(x)), columns]."  # fmt: skip
 
 
 @report
 def check_last_state(last_state: Callable[..., Any]) -> str | None:
     """last_state(hidden [B, N, h], seen [B, N]) -> the state of each text's last token, [B, h]."""
     hidden = torch.arange(30, dtype=torch.float32).reshape(3, 5, 2) ** 1.5
-    found = last_state(hidden.clone(), torch.tensor(SEEN))
+    try:
+        found = last_state(hidden.clone(), torch.tensor(SEEN))
+    except IndexError as error:
+        if "index 5 " in str(error):  # the text that fills its row ends in column 4
+            return ONE_TOO_FAR
+        raise
     if found is None:
         return NOTHING
     found = torch.as_tensor(found)
     rows = range(3)
     if close(found, torch.stack([hidden[i, sum(SEEN[i]) - 1] for i in rows])):
         return None
+    if found.shape == (3, 3, 2):
+        return ROWS_AND_COLUMNS
     if found.shape != (3, 2):
         return f"each text has one state of two numbers: [3, 2], and not {list(found.shape)}."
     if close(found, hidden[:, -1]):
         return "the last column is padding for the texts that are shorter: look where `seen` ends."
     if close(found, torch.stack([hidden[i, sum(SEEN[i]) % 5] for i in rows])):
-        return "one too far: a text of three tokens has its last one in column 2."
+        return ONE_TOO_FAR
     if close(found, torch.stack([hidden[i, : sum(SEEN[i])].mean(0) for i in rows])):
         return "this is the mean over the tokens; here the last one alone is asked for."
     if close(found, hidden[:, 0]):
@@ -133,6 +144,8 @@ def check_best_by_proxy(gold_of_best: Callable[..., Any]) -> str | None:
     if found is None:
         return NOTHING
     found = torch.as_tensor(found)
+    if found.shape == (3, 3):
+        return ROWS_AND_COLUMNS
     if found.shape != (3,):
         return f"one number for each prompt: [3], and not {list(found.shape)}."
     chosen = [max(range(4), key=row.__getitem__) for row in CANDIDATES]

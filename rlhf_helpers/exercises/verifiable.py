@@ -16,6 +16,17 @@ import torch
 
 from .checking import NOTHING, close, report
 
+
+def forgotten_keepdim(error: RuntimeError, rows: str, columns: str) -> str | None:
+    """What to do where torch could not bring a mean over dim=1 and its table together."""
+    if "must match the size of tensor" not in str(error):
+        return None
+    return (
+        f"a sum, mean or deviation over dim=1 is [{rows}] and does not fit [{rows}, {columns}]: "
+        f"add keepdim=True, which makes it [{rows}, 1]."
+    )
+
+
 # --- pass@k ---------------------------------------------------------------------------------------
 
 CASES = ((8, 2, 1), (8, 2, 3), (8, 0, 4), (8, 8, 2), (8, 6, 4), (8, 1, 8))
@@ -69,7 +80,12 @@ GROUPS = ((1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 1.0))
 def check_grpo(group_advantages: Callable[[torch.Tensor], Any]) -> str | None:
     """group_advantages(rewards [n, k]) -> less the group's mean, in its standard deviations."""
     rewards = torch.tensor(GROUPS)
-    found = group_advantages(rewards)
+    try:
+        found = group_advantages(rewards)
+    except RuntimeError as error:
+        if sentence := forgotten_keepdim(error, "n", "k"):
+            return sentence
+        raise
     if found is None:
         return NOTHING
     found = torch.as_tensor(found).double()
@@ -93,6 +109,12 @@ def check_grpo(group_advantages: Callable[[torch.Tensor], Any]) -> str | None:
             return "the sign: an answer better than the group's mean has a positive advantage."
     if close(found, centred):
         return "the mean is taken off; now divide by the group's standard deviation."
+    of_others = [[r - (sum(row) - r) / 3 for r in row] for row in GROUPS]
+    if close(found, of_others):
+        return (
+            "these are RLOO's, each less the mean of the others: take off the mean of all k, and "
+            "divide by their standard deviation."
+        )
     whole = rewards.double()
     for x in (whole - whole.mean(), (whole - whole.mean()) / whole.std(), whole - whole.mean(0)):
         if torch.allclose(found, x, atol=2e-3):
@@ -109,7 +131,12 @@ LENGTHS = (2, 5, 1, 4)
 def check_token_weights(token_weights: Callable[[torch.Tensor], Any]) -> str | None:
     """token_weights(mask [B, T]) -> two [B, T]: of the mean of means, and of the one mean."""
     mask = torch.tensor([[1.0] * n + [0.0] * (5 - n) for n in LENGTHS])
-    found = token_weights(mask.clone())
+    try:
+        found = token_weights(mask.clone())
+    except RuntimeError as error:
+        if sentence := forgotten_keepdim(error, "B", "T"):
+            return sentence
+        raise
     if found is None:
         return NOTHING
     if not isinstance(found, tuple | list) or len(found) != 2:
@@ -163,6 +190,13 @@ def check_verifier(verifier: Callable[..., Any]) -> str | None:
     except TypeError as error:
         if "samples" in str(error) or "prompts" in str(error):
             return "it does not take **kwargs, by which a trainer hands over more than it needs."
+        raise
+    except ValueError as error:
+        if "invalid literal for int()" in str(error) or "could not convert" in str(error):
+            return (
+                "it makes a number of every output, and a policy writes anything: nothing stands "
+                "behind the last equals sign of `146=`. Compare texts."
+            )
         raise
     if found is None:
         return NOTHING

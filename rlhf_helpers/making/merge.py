@@ -24,7 +24,14 @@ def merge(adapter: str, out: Path) -> Path:
     Raises ConfigError where `adapter` is no LoRA adapter, AssetError where it, or the model that
     it belongs to, is missing or damaged.
     """
-    if base_of(find_asset(adapter).path) is None:
+    path = find_asset(adapter).path
+    if (path / "unfrozen_layers.safetensors").exists():
+        raise ConfigError(
+            f"{shown(adapter)} holds the layers that a run without LoRA has trained, and nothing "
+            "to merge: write its plain model in Python with "
+            "load_trained_policy(directory).save_merged(out)."
+        )
+    if base_of(path) is None:
         raise ConfigError(
             f"{shown(adapter)} is no LoRA adapter: give the folder that has adapter_config.json, "
             "such as runs/cpu/policy. A model without LoRA is a plain model already."

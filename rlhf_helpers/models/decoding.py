@@ -107,6 +107,13 @@ def warpers(given: Mapping[str, Any]) -> list[LogitsProcessor]:
     return chosen
 
 
+def settings_in_effect(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What generate() goes by: the model's own generation_config, and what is given over it."""
+    own = model.generation_config.to_diff_dict()
+    own = {k: v for k, v in own.items() if k not in NOT_ABOUT_SAMPLING and v is not None}
+    return {**own, **given}
+
+
 def settings_for(model: PreTrainedModel, given: Mapping[str, Any]) -> Settings | None:
     """generate()'s arguments, with the model's own defaults; None: this loop cannot honour them.
 
@@ -115,9 +122,7 @@ def settings_for(model: PreTrainedModel, given: Mapping[str, Any]) -> Settings |
     """
     if not all(isinstance(layer, DynamicLayer) for layer in roomy_cache(model.config, 1).layers):
         return None  # a model that keeps something else than keys and values
-    own = model.generation_config.to_diff_dict()
-    asked = {k: v for k, v in own.items() if k not in NOT_ABOUT_SAMPLING and v is not None}
-    asked |= given
+    asked = settings_in_effect(model, given)
     if any(k not in UNDERSTOOD and v is not None and WITHOUT_EFFECT.get(k) != v
            for k, v in asked.items()):  # fmt: skip
         return None

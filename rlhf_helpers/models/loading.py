@@ -20,16 +20,9 @@ from rlhf_helpers.config.checks import ConfigError, shown
 from rlhf_helpers.config.reading import read_json
 from rlhf_helpers.config.sections import ModelConfig, TokenizerConfig
 from rlhf_helpers.config.trl_config import TRLConfig
-from rlhf_helpers.data.adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    LORA,
-    base_of,
-    merge_adapter,
-)
-from rlhf_helpers.data.assets import asset_loaded, find_asset
-from rlhf_helpers.data.gguf import model_path
-from rlhf_helpers.runs.tensors import read_tensors
+from rlhf_helpers.data.assets import asset_loaded
+from rlhf_helpers.data.gguf import model_path, path_and_adapters
+from rlhf_helpers.runs.tensors import merge_adapters
 
 from .lora import add_lora
 from .policy import Policy
@@ -54,17 +47,14 @@ def load_base(config: ModelConfig, device: torch.device) -> nn.Module:
     `load_in_4bit` the frozen trunk is quantised while it is read; the top layers, where LoRA lies
     or which learn themselves, keep their number type.
     """
-    path = model_path(config.model_path)
-    adapter = find_asset(config.model_path).path
+    path, adapters = path_and_adapters(config.model_path)
     dtype = _dtype(config, device)
     if not config.load_in_4bit:
         with asset_loaded(config.model_path, "causal language model"):
             base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-            if base_of(adapter) is not None:
-                tensors = read_tensors(adapter / ADAPTER_WEIGHTS)
-                merge_adapter(base, tensors, read_json(adapter / ADAPTER_CONFIG, LORA))
+            merge_adapters(base, adapters)
         return base.to(device)
-    if base_of(adapter) is not None:
+    if adapters:
         raise ConfigError(
             f"model.load_in_4bit is True and {shown(config.model_path)} is an adapter, which "
             "cannot be merged into 4 bits: set it to false, or give a merged model "

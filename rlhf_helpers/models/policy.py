@@ -356,9 +356,10 @@ class Policy(nn.Module):
 
     def sampling_temperature(self, settings: dict[str, Any]) -> float:
         """The temperature at which `generate` draws with these settings; 1 where it never draws."""
-        if not settings.get("do_sample"):
-            return 1.0
-        return settings.get("temperature") or self.base.generation_config.temperature or 1.0
+        from .decoding import settings_in_effect  # not above: see _generate
+
+        asked = settings_in_effect(self.base, settings)
+        return (asked.get("temperature") or 1.0) if asked.get("do_sample") else 1.0
 
     @contextmanager
     def merged_for_sampling(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.config.profiles import Profile, check_run_dir, load_profile, save_config
 from rlhf_helpers.progress import printable
 from rlhf_helpers.runs.beginning import claim
-from rlhf_helpers.runs.files import RunDir, open_run
+from rlhf_helpers.runs.files import RunDir, open_run, reference_run_dir
 
 
 def start(
@@ -19,8 +19,12 @@ def start(
     seed: int | None,
     overrides: Mapping[str, Any],
     reference_run: bool,
+    shows: str | None = None,
 ) -> tuple[RunDir, Profile]:
     """The run directory and the settings that a notebook works with; says in one line which.
+
+    `shows` names a reference run that the page always reads, whatever the other settings: then the
+    line names that one.
 
     A reference run is read with the configuration that made it, and nothing is written to it.
     Otherwise config.yml is written to the run directory. Raises ConfigError when the directory
@@ -28,15 +32,18 @@ def start(
     """
     _no_bars_while_loading()
     run = open_run(profile, run_dir, reference_run)
+    kept = _shown(reference_run_dir(shows).path) if shows else None
     if reference_run:
         settings = load_profile(run.path)
-        print(f"Showing the finished run in {_shown(run.path)} ({_named(settings)}).")
+        print(f"Showing the finished runs in {kept}." if kept else
+              f"Showing the finished run in {_shown(run.path)} ({_named(settings)}).")  # fmt: skip
         return run, settings
     settings = load_profile(profile, overrides=overrides, seed=seed, run_dir=run_dir)
     claim(run)
     check_run_dir(settings, run_dir)
     save_config(settings, run_dir)
-    print(f"Running in {_shown(run.path)} ({_named(settings)}).")
+    more = f" The finished runs are those in {kept}." if kept else ""
+    print(f"Running in {_shown(run.path)} ({_named(settings)}).{more}")
     return run, settings
 
 

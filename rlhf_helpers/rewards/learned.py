@@ -26,16 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_helpers.config.checks import ConfigError, shown
 from rlhf_helpers.config.reading import COUNT, NUMBER, TEXT, read_json, unreadable
-from rlhf_helpers.data.adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    LORA,
-    base_of,
-    merge_adapter,
-)
-from rlhf_helpers.data.assets import find_asset
-from rlhf_helpers.data.gguf import model_path
-from rlhf_helpers.runs.tensors import read_tensors
+from rlhf_helpers.data.gguf import path_and_adapters
+from rlhf_helpers.environment import local_device
+from rlhf_helpers.runs.tensors import merge_adapters, read_tensors
 
 SETTINGS = "reward_model.json"
 HEAD = "reward_head.safetensors"
@@ -84,22 +77,16 @@ class LearnedReward:
     """A reward function: what a reward model thinks of each whole sample."""
 
     def __init__(self, directory: str | Path, device: str | torch.device | None = None):
-        """Load from `directory`; `device` None takes the GPU if there is one."""
+        """Load from `directory`; `device` None takes this process's GPU if there is one."""
         self.directory = Path(directory)
         self.about = _settings(self.directory)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        path = model_path(self.about["base_model"])
+        device = local_device() if device is None else torch.device(device)
+        path, adapters = path_and_adapters(self.about["base_model"])
         dtype = getattr(torch, self.about["dtype"])
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-        if base_of(find_asset(self.about["base_model"]).path) is not None:
-            raise ConfigError(
-                f"{self.directory / SETTINGS} names {shown(self.about['base_model'])}, which is an "
-                "adapter itself: train the reward model on the plain model that "
-                "`python -m rlhf_helpers merge` writes."
-            )
         if self.about.get("lora", True):  # else the head alone has learned
-            adapter = read_json(self.directory / ADAPTER_CONFIG, LORA)
-            merge_adapter(model, read_tensors(self.directory / ADAPTER_WEIGHTS), adapter)
+            adapters = [*adapters, self.directory]
+        merge_adapters(model, adapters)
         self.model = model.to(device).eval().requires_grad_(False)
         self.head = read_tensors(self.directory / HEAD)["weight"].float().to(device)  # [1, h]
         own = (self.directory / "tokenizer_config.json").exists()  # else the base model's

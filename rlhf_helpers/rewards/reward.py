@@ -8,7 +8,6 @@ import inspect
 import itertools
 import math
 import numbers
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +19,9 @@ import transformers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from rlhf_helpers.config.checks import Sentence, shown
-from rlhf_helpers.config.reading import read_json
-from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA, merge_adapter
 from rlhf_helpers.data.assets import asset_loaded, find_asset
-from rlhf_helpers.runs.tensors import read_tensors
+from rlhf_helpers.environment import local_device
+from rlhf_helpers.runs.tensors import merge_adapters, read_tensors
 
 if TYPE_CHECKING:
     from transformers import TextClassificationPipeline
@@ -68,9 +66,8 @@ def load_classifier(encoder: str | Path, adapter: str | Path) -> BertForSequence
     encoder_weights = read_tensors(Path(encoder) / "model.safetensors")
     encoder_weights.pop("embeddings.position_ids", None)  # a buffer that newer versions compute
     model.bert.load_state_dict(encoder_weights)
-    settings = read_json(Path(adapter) / ADAPTER_CONFIG, LORA)
     with asset_loaded(str(adapter), "reward adapter"):
-        merge_adapter(model, read_tensors(Path(adapter) / ADAPTER_WEIGHTS), settings)
+        merge_adapters(model, [Path(adapter)])
     return model
 
 
@@ -83,12 +80,10 @@ def sentiment_pipeline(
     `name` is "sentiment-minilm", a directory that train-reward wrote, or any classifier with
     these labels, such as lvwerra/distilbert-imdb. `device` None takes the GPU if there is one.
     """
-    if device is None:
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        device = rank if torch.cuda.is_available() else -1
     return pipeline(
-        "sentiment-analysis", name, top_k=2, truncation=True, batch_size=batch_size, device=device
-    )
+        "sentiment-analysis", name, top_k=2, truncation=True, batch_size=batch_size,
+        device=local_device() if device is None else device,
+    )  # fmt: skip
 
 
 def pipeline(task: str, model: str, **kwargs: Any) -> Any:

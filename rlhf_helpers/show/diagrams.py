@@ -264,22 +264,26 @@ def advantages(rewards: Sequence[float], values: Sequence[float]) -> list[float]
 
 
 def preferences() -> Figure:
-    """A pair of texts, the choice of a person, Bradley and Terry's model, the reward model."""
-    figure, ax = blank(height=240)
-    first = draw_box(ax, Box(10, 152, 132, 60), "text A", "“It was a joy.”", BLUE)
-    second = draw_box(ax, Box(10, 28, 132, 60), "text B", "“I fell asleep.”", ORANGE)
-    lettering(ax, 76, 120, "same prompt, two texts")
-    person = draw_box(ax, Box(184, 92, 96, 56), "a person", "prefers A", GREY)
-    model = draw_box(ax, Box(322, 152, 172, 60), "reward model $r$", "one number for a text",
+    """A pair of texts, the choice of a person, Bradley and Terry's model, reward model, PPO."""
+    figure, ax = blank(height=306)
+    first = draw_box(ax, Box(10, 192, 132, 60), "text A", "“It was a joy.”", BLUE)
+    second = draw_box(ax, Box(10, 54, 132, 60), "text B", "“I fell asleep.”", ORANGE)
+    lettering(ax, 76, 153, "same prompt, two texts")
+    person = draw_box(ax, Box(184, 125, 96, 56), "a person", "prefers A", GREY)
+    goal = draw_box(ax, Box(322, 14, 172, 60), "trained so that",
+                    "σ( $r$(A) − $r$(B) )  is large", PURPLE)  # fmt: skip
+    model = draw_box(ax, Box(322, 123, 172, 60), "reward model $r$", "one number for a text",
                      GREEN)  # fmt: skip
-    goal = draw_box(ax, Box(322, 28, 172, 60), "trained so that", "σ( $r$(A) − $r$(B) )  → 1",
-                    PURPLE)  # fmt: skip
-    arrow(ax, first.right, (184, 128))
-    arrow(ax, second.right, (184, 112))
-    arrow(ax, person.right, (301, 120), (301, 58), goal.left)
-    arrow(ax, (352, 88), (352, 152))
-    lettering(ax, 362, 120, "Bradley and Terry", ha="left")
-    for step, box in enumerate((first, person, goal, model), start=1):
+    ppo = draw_box(ax, Box(322, 232, 172, 60), "PPO", "makes texts likelier\nthat $r$ likes",
+                   ORANGE)  # fmt: skip
+    arrow(ax, first.right, (184, 163))
+    arrow(ax, second.right, (184, 143))
+    arrow(ax, person.right, (301, 153), (301, 44), goal.left)
+    arrow(ax, (352, 74), (352, 123))
+    lettering(ax, 362, 98, "Bradley and Terry", ha="left")
+    arrow(ax, (352, 183), (352, 232))
+    lettering(ax, 362, 207, "scores new texts", ha="left")
+    for step, box in enumerate((first, person, goal, model, ppo), start=1):
         number(ax, box, step)
     return figure
 

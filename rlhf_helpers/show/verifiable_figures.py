@@ -1,4 +1,4 @@
-"""Figures of notebook 07: a reward that can be checked. From files; imports no torch.
+"""Figures and a table of notebook 07: a reward that can be checked. From files; imports no torch.
 
 `evaluation` is a reference run's evaluation.json, `metrics` the lines of its metrics.jsonl.
 """
@@ -10,9 +10,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plot_style import AFTER, BEFORE, BLUE, GREEN, GREY, ORANGE, RED, new_figure, projected
+from .plot_style import BEFORE, BLUE, GREEN, GREY, PURPLE, RED, new_figure, projected
+from .tables import Table
 
 METHODS = {"rloo": ("RLOO", BLUE), "grpo": ("GRPO", GREEN), "ppo": ("PPO", RED)}
+SLOPPY = "#8C6D31"  # no method's colour
+LARGE_K = 8  # from here on the curves of pass@k lie close together
 
 
 def method_of(run: str) -> str | None:
@@ -49,60 +52,94 @@ def learning_plot(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 @projected
 def pass_at_k_plot(evaluation: Mapping[str, Any], runs: Sequence[str]) -> Figure:
-    """pass@k against k before training, and after for each of the named runs."""
+    """pass@k against k before training, and after for each of the named runs; large k once more."""
     figure = new_figure(height=3.6)
-    ax = figure.subplots()
+    whole, end = figure.subplots(1, 2)
     curves = [("before", evaluation["before"], BEFORE)]
     for run in runs:
         label, colour = METHODS[method_of(run) or "rloo"]
         curves.append((f"after {label}", evaluation["runs"][run], colour))
-    for label, found, colour in curves:
-        ks = [int(k) for k in found["pass_at_k"]]
-        means, lows, highs = zip(*found["pass_at_k"].values(), strict=True)
-        ax.plot(ks, means, "o-", color=colour, label=label, markersize=4)
-        ax.fill_between(ks, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ks, [str(k) for k in ks])
-    ax.minorticks_off()
-    ax.set(title="At least one of k answers is right", xlabel="k, answers to each problem",
-           ylabel="pass@k", ylim=(None, 1.0))  # fmt: skip
-    ax.legend(loc="lower right")
+    for ax, smallest in ((whole, 1), (end, LARGE_K)):
+        for label, found, colour in curves:
+            points = {int(k): x for k, x in found["pass_at_k"].items() if int(k) >= smallest}
+            means, lows, highs = zip(*points.values(), strict=True)
+            ax.plot(list(points), means, "o-", color=colour, label=label, markersize=4)
+            ax.fill_between(list(points), lows, highs, color=colour, alpha=0.15, linewidth=0)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(list(points), [str(k) for k in points])
+        ax.minorticks_off()
+        ax.set(xlabel="k, answers to each problem", ylim=(None, 1.0))
+    whole.set(title="At least one of k is right", ylabel="pass@k")
+    whole.legend(loc="lower right")
+    end.set_title(f"The same from k = {LARGE_K} on")
     return figure
 
 
 @projected
-def steps_plot(metrics: Sequence[Mapping[str, Any]], run: str) -> Figure:
-    """How often a run's answers show running totals, and how right they are, with and without."""
+def steps_plot(evaluation: Mapping[str, Any]) -> Figure:
+    """Of sums of three terms: how often running totals are shown; right with and without.
+
+    A dot a run of equal budget paid by the strict verifier, in a column for each method.
+    """
+    columns = {"before": [evaluation["before"]]}
+    for name, run in evaluation["runs"].items():
+        if method_of(name):
+            columns.setdefault(METHODS[method_of(name)][0], []).append(run)
     figure = new_figure(height=3.2)
-    left, right = figure.subplots(1, 2)
-    left.plot(*course_of(metrics, run, "metrics/steps"), color=BLUE)
-    left.set(title="Running totals shown", ylabel="share of the answers")
-    at, shown = course_of(metrics, run, "metrics/steps")
-    strict = course_of(metrics, run, "metrics/strict")[1]
-    both = course_of(metrics, run, "metrics/steps_and_right")[1]
-    with_steps = [b / s if s else float("nan") for b, s in zip(both, shown, strict=True)]
-    without = [(r - b) / (1 - s) if s < 1 else float("nan")
-               for r, b, s in zip(strict, both, shown, strict=True)]  # fmt: skip
-    right.plot(at, with_steps, color=GREEN, label="with")
-    right.plot(at, without, color=ORANGE, label="without")
-    right.set(title="Right, with and without")
-    right.legend(loc="lower right")
+    left, right = figure.subplots(1, 2, sharey=True)
+    panels = (
+        (left, "steps", 0, "s", "black", None),
+        (right, "right_with_steps", -0.1, "o", PURPLE, "with"),
+        (right, "right_without_steps", 0.1, "D", GREY, "without"),
+    )
+    for ax, field, aside, marker, colour, label in panels:
+        dots = [(x + aside, run[field]) for x, runs in enumerate(columns.values()) for run in runs]
+        ax.plot(*zip(*dots, strict=True), marker, color=colour, label=label, alpha=0.6)
     for ax in (left, right):
-        ax.set(ylim=(0, 1), xlim=(0, None), xlabel="optimizer step")
+        ax.set_xticks(range(len(columns)), list(columns))
+        ax.set(ylim=(0, 1), xlim=(-0.5, len(columns) - 0.5))
+    left.set(title="Running totals shown", ylabel="share, sums of three terms")
+    right.set_title("Right, with and without")
+    right.legend(loc="lower right", ncols=2)
     return figure
 
 
+def right_totals_table(metrics: Sequence[Mapping[str, Any]], answers: int = 256) -> Table:
+    """Before right answers: how many of the running totals are right, such as 82 of 114.
+
+    A line before training and one for the end of each kind of run, a column for each seed; runs
+    paid by the sloppy verifier are left out. `answers` is how many an evaluation on the way has.
+    """
+    lines: dict[str, dict[str, str]] = {"before": {}}
+    for run in dict.fromkeys(line["run"] for line in metrics):
+        kind, _, seed = run.rpartition("-")
+        held = course_of(metrics, run, "metrics/steps_hold")[1]
+        of = course_of(metrics, run, "metrics/steps_and_right")[1]
+        if "sloppy" in kind or not held:
+            continue
+        counts = [f"{round(answers * held[i])} of {round(answers * of[i])}" for i in (0, -1)]
+        lines["before"].setdefault(f"seed {seed}", counts[0])
+        lines.setdefault(kind, {})[f"seed {seed}"] = counts[1]
+    seeds = list(lines["before"])
+    return Table([{"right running totals": kind, **{seed: line.get(seed, "") for seed in seeds}}
+                  for kind, line in lines.items()])  # fmt: skip
+
+
 @projected
-def fooled_plot(metrics: Sequence[Mapping[str, Any]], run: str) -> Figure:
-    """What the sloppy verifier paid, what was right, and the length of the answers."""
-    figure = new_figure(height=3.3)
-    left, right = figure.subplots(1, 2)
-    left.plot(*course_of(metrics, run, "metrics/sloppy"), color=ORANGE, label="sloppy: paid for")
-    left.plot(*course_of(metrics, run, "metrics/strict"), color=AFTER, label="strict: right")
-    left.set(title="Two verifiers", ylabel="share of the answers", ylim=(0, 1))
-    left.legend(loc="lower right")
-    right.plot(*course_of(metrics, run, "metrics/characters"), color=GREY)
-    right.set(title="Length of an answer", ylabel="characters", ylim=(0, None))
-    for ax in (left, right):
-        ax.set(xlim=(0, None), xlabel="optimizer step")
+def fooled_plot(metrics: Sequence[Mapping[str, Any]], sloppy: str, strict: str) -> Figure:
+    """What the sloppy verifier accepts and the strict one does not, in two runs.
+
+    `sloppy` and `strict` are runs that were paid by the one and by the other.
+    """
+    figure = new_figure(height=3.2)
+    ax = figure.subplots()
+    for run, colour, label in ((sloppy, SLOPPY, "paid by the sloppy verifier"),
+                               (strict, BLUE, "paid by the strict one")):  # fmt: skip
+        steps, accepted = course_of(metrics, run, "metrics/sloppy")
+        right = course_of(metrics, run, "metrics/strict")[1]
+        wrong = [100 * (a - b) for a, b in zip(accepted, right, strict=True)]
+        ax.plot(steps, wrong, "o-", color=colour, label=label, markersize=4)
+    ax.set(title="Accepted by the sloppy verifier, and wrong", xlabel="optimizer step",
+           ylabel="of 100 answers", ylim=(0, None), xlim=(0, None))  # fmt: skip
+    ax.legend(loc="upper left")
     return figure

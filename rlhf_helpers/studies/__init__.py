@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "report": ["progress_note", "study_rows"],
+        "verifiable": ["kept_answers"],
     },
 )

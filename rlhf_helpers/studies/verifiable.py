@@ -271,3 +271,11 @@ def shown_samples(run: Run, samples: Sequence[dict[str, Any]]) -> list[dict[str,
         if seen[sample["step"]] <= SHOWN:
             kept.append({"run": run.name, **{k: sample[k] for k in ("step", "prompt", "output")}})
     return kept
+
+
+def kept_answers(samples: Sequence[dict[str, Any]], run: str) -> list[dict[str, Any]]:
+    """A run's lines of samples.jsonl, each with what `answer_metrics` says of its answer."""
+    right = {problem.prompt: str(problem.answer) for problem in heldout_problems(SHOWN)}
+    own = [sample for sample in samples if sample["run"] == run]
+    said = answer_metrics([s["output"] for s in own], [right[s["prompt"]] for s in own])
+    return [s | {name: values[i] for name, values in said.items()} for i, s in enumerate(own)]

@@ -113,7 +113,7 @@ def findings(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         said += _steps_that_hold(method, list(runs), metrics)
     for name, run in evaluation["runs"].items():
         if run["verifier"] == "sloppy":
-            said.append(_fooled(name, run, evaluation["before"], metrics))
+            said.append(_fooled(name, evaluation, metrics))
     seconds = [run["cpu_seconds"] for run in evaluation["runs"].values()
                if run.get("cpu_seconds") and run.get("budgets", 1) == 1]  # fmt: skip
     if seconds:
@@ -147,16 +147,27 @@ def _steps_that_hold(
 
 
 def _fooled(
-    name: str, run: Mapping[str, Any], before: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
-) -> str:  # fmt: skip
+    name: str, evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+) -> str:
+    run, before = evaluation["runs"][name], evaluation["before"]
     course = [m for m in metrics if m["run"] == name and m.get("metrics/strict") is not None]
     best = max(course, key=lambda line: line["metrics/strict"])
-    return (
+    said = (
         f"Paid by the sloppy verifier, most answers on the way were right at step {best['step']} "
         f"({best['metrics/strict']:.3f}, while {best['metrics/sloppy']:.3f} were paid for); in the "
-        f"end {run['pass_at_k']['1'][0]:.3f} were right and {run['sloppy']:.3f} paid for, and an "
-        f"answer had {run['characters']:.1f} characters instead of {before['characters']:.1f}."
+        f"end {run['pass_at_k']['1'][0]:.3f} were right and {run['sloppy']:.3f} paid for."
+    )
+    rows = {"before": before, "after": run}
+    twin = evaluation["runs"].get(name.replace("sloppy", "long"))  # as long, paid by the strict one
+    if twin:
+        rows["after as many steps paid by the strict verifier"] = twin
+    total = evaluation["n_prompts"] * evaluation["answers"]
+    wrong = [f"{round(total * (row['sloppy'] - row['pass_at_k']['1'][0])):,} {when}"
+             for when, row in rows.items()]  # fmt: skip
+    length = [f"{row['characters']:.1f}" for row in rows.values()]
+    return (
+        f"{said} Wrong answers that it accepts, of {total:,}: {', '.join(wrong)}; an answer has "
+        f"{', '.join(length)} characters."
     )
 
 

@@ -34,7 +34,7 @@ from .processes import Processes
 from .random_states import undone_on_failure
 from .rollout import ChunkStatistics, RolloutStore, Scores, build_rollouts, total
 from .semantics import semantics_of, sequences_of
-from .sequences import Decoded, Sequences, decode
+from .sequences import Decoded, Sequences, decode, end_ids
 
 # Seconds: sampling, the reward function (trlX's names), log-probabilities and values.
 PHASES = ("time/exp_generate", "time/exp_score", "time/exp_forward")
@@ -194,13 +194,14 @@ class ExperienceMaker:
         self, made: Collection, rollouts: RolloutStore, started: float
     ) -> dict[str, float]:
         stats = made.stats
-        mean_kl = self.semantics.controller_input(made.divergences)
+        sizes = [len(chunk) for chunk in made.chunks]
+        mean_kl = self.semantics.controller_input(made.divergences, sizes)
         if self.processes is not None:
             mean_kl = self.processes.mean({"mean_kl": mean_kl})["mean_kl"]
         stats["mean_kl"] = mean_kl
         stats["kl_ctl_value"] = made.kl_coef
         stats["policy/sqrt_kl"] = math.sqrt(max(0.0, stats["mean_kl"]))
-        stats["objective/kl"] = sum(made.sequence_kls) / len(made.sequence_kls)
+        stats["objective/kl"] = self.semantics.mean_of_chunks(made.sequence_kls, sizes)
         stats.update(variety(rollouts))
         stats["time/exp"] = self.clock() - started
         return stats
@@ -245,16 +246,22 @@ class ExperienceMaker:
         with timed(times, "time/exp_score", self.clock):
             scores = self.reward(texts, prompts)
         sequences = sequences_of(
-            self.semantics, tokenizer, ids, mask, samples, texts.outputs, stops
-        )
+            self.semantics, tokenizer, ids, mask, samples, texts.outputs, stops,
+            end_ids(tokenizer, self.gen_kwargs),
+        )  # fmt: skip
         return scores, sequences
+
+    @property
+    def gen_kwargs(self) -> dict[str, Any]:
+        """The settings that rollouts are sampled with."""
+        return self.method.gen_experience_kwargs or self.method.gen_kwargs
 
     def sample(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, SamplingRecord | None]:
         """Continuations of prompts [n, Q] -> [n, Q + new tokens], with the rollouts' settings.
 
         Beside them what passed through the trunk meanwhile, or None where that is not kept.
         """
-        kwargs = self.method.gen_experience_kwargs or self.method.gen_kwargs
+        kwargs = self.gen_kwargs
         with self.policy.merged_for_sampling():
             # What a compiled graph computes lies in memory that its next run overwrites.
             if not self.keep_trunk or kwargs.get("cache_implementation") == "static":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_helpers.data.prompts import Prompt, metadata_of, pad_prompts, tokenize_prompts
+from rlhf_helpers.data.prompts import Prompt, metadata_of, pad_prompts
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.rewards.calling import call_metric_fn
@@ -71,22 +71,27 @@ def write_answers(
 ) -> list[list[str]]:
     """`n` outputs of the policy for each prompt, drawn as `gen_kwargs` say from `seed`.
 
-    The caller's random numbers stay as they are.
+    Prompts are whole, with special tokens, and LoRA's dropout is off. The caller's random numbers
+    stay as they are.
     """
-    longest = 1 + max(map(len, prompts))  # no token is less than a character
-    tokenised = tokenize_prompts(prompts, policy.tokenizer, longest, add_special_tokens=True)
+    tokenised = [Prompt(row) for row in policy.tokenizer(list(prompts))["input_ids"]]
     rows = [prompt for prompt in tokenised for _ in range(n)]
     outputs: list[str] = []
-    with (
-        torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []),
-        policy.merged_for_sampling(),
-        Progress(len(rows), label, unit="answer") as progress,
-    ):
-        torch.manual_seed(seed)
-        for first in range(0, len(rows), batch_size):
-            batch = rows[first : first + batch_size]
-            ids, mask = pad_prompts(batch, policy.tokenizer.pad_token_id)
-            samples = policy.generate(ids, mask, **gen_kwargs).cpu()
-            outputs += decode(policy.tokenizer, ids, samples).outputs
-            progress.update(n=len(batch))
+    was_active = policy.lora_dropout_active
+    policy.set_dropout(active=False)
+    try:
+        with (
+            torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []),
+            policy.merged_for_sampling(),
+            Progress(len(rows), label, unit="answer") as progress,
+        ):
+            torch.manual_seed(seed)
+            for first in range(0, len(rows), batch_size):
+                batch = rows[first : first + batch_size]
+                ids, mask = pad_prompts(batch, policy.tokenizer.pad_token_id)
+                samples = policy.generate(ids, mask, **gen_kwargs).cpu()
+                outputs += decode(policy.tokenizer, ids, samples).outputs
+                progress.update(n=len(batch))
+    finally:
+        policy.set_dropout(was_active)
     return [outputs[i * n : (i + 1) * n] for i in range(len(prompts))]

@@ -19,13 +19,6 @@ from torch import Tensor
 from rlhf_helpers.config.checks import ConfigError
 
 
-def local_device() -> torch.device:
-    """The device of this process: its own GPU where there are several, else the only one."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
 class Processes:
     """The processes of one run. `number` of them; this is the one with `index`."""
 

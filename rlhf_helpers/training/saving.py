@@ -68,19 +68,19 @@ class Saving:
     def policy(self, directory: Path, merge: bool = False) -> Path:
         """Write the policy, all of its files or none; with `merge` as a model without LoRA."""
         if self.trainer.processes.is_main:
-            if merge:
-                self.trainer.policy.save_merged(directory)
-            else:
-                self._write_policy(directory)
+            with written_together(directory) as temporary:
+                if merge:
+                    self.trainer.policy.save_merged(temporary)
+                else:
+                    self._write_policy(temporary)
         self.trainer.processes.wait()
         return directory
 
     def _write_policy(self, directory: Path) -> None:
         config = self.trainer.config.to_dict()
         config["train"]["checkpoint_dir"] = "ckpts"  # a policy may travel, its directory's name not
-        with written_together(directory) as temporary:
-            self.trainer.policy.save(temporary, config["model"]["model_path"])
-            atomic_write_text(temporary / "trl_config.json", json.dumps(config, indent=2) + "\n")
+        self.trainer.policy.save(directory, config["model"]["model_path"])
+        atomic_write_text(directory / "trl_config.json", json.dumps(config, indent=2) + "\n")
 
     def load(self, root: Path) -> bool:
         """The newest intact checkpoint under `root`, or the policy that lies there.

@@ -35,9 +35,12 @@ class TrlxSemantics:
 
     def responses(
         self, tokenizer: PreTrainedTokenizerBase, drawn: Tensor, outputs: Sequence[str],
-        stop_sequences: Sequence[str],
+        stop_sequences: Sequence[str], ends: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[int] | None]:  # fmt: skip
-        """Ids [n, R] that the update sees, and how many of each row are real, if that is known."""
+        """Ids [n, R] that the update sees, and how many of each row are real, if that is known.
+
+        `ends`: the token ids that end a sample.
+        """
         return tokenised_again(tokenizer, outputs).to(drawn.device), None
 
     # 3. Attention mask: whatever is not padding; since pad is eos, a real end is masked too.
@@ -87,9 +90,13 @@ class TrlxSemantics:
         return kl_trlx(logprobs, ref_logprobs).mean().item()
 
     # 8. KL controller: moves once a minibatch, by the last chunk's divergence.
-    def controller_input(self, chunk_divergences: Sequence[float]) -> float:
-        """The divergence of an iteration, from those of its chunks."""
+    def controller_input(self, chunk_divergences: Sequence[float], sizes: Sequence[int]) -> float:
+        """The divergence of an iteration, from those of its chunks of so many rollouts."""
         return chunk_divergences[-1]
+
+    def mean_of_chunks(self, means: Sequence[float], sizes: Sequence[int]) -> float:
+        """The mean of an iteration, from those of its chunks: a short chunk counts as a whole."""
+        return sum(means) / len(means)
 
     def controller_steps(
         self, position: int, steps: int, epochs: int, batch_size: int, rollouts: int
@@ -132,10 +139,10 @@ class CorrectedSemantics:
 
     def responses(
         self, tokenizer: PreTrainedTokenizerBase, drawn: Tensor, outputs: Sequence[str],
-        stop_sequences: Sequence[str],
+        stop_sequences: Sequence[str], ends: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[int] | None]:  # fmt: skip
         """Ids [n, R] that the update sees, and how many of each row are real."""
-        lengths = response_lengths(tokenizer, drawn, stop_sequences)
+        lengths = response_lengths(tokenizer, drawn, stop_sequences, ends)
         ids = drawn[:, : max(lengths)].clone()
         ids.masked_fill_(_first(lengths, ids) == 0, tokenizer.pad_token_id)
         return ids, lengths
@@ -187,9 +194,13 @@ class CorrectedSemantics:
         return kl_k3(logprobs, ref_logprobs).sum(1).mean().item()
 
     # 8. KL controller: moves once an iteration, by all rollouts.
-    def controller_input(self, chunk_divergences: Sequence[float]) -> float:
-        """The divergence of an iteration, from those of its chunks."""
-        return sum(chunk_divergences) / len(chunk_divergences)
+    def controller_input(self, chunk_divergences: Sequence[float], sizes: Sequence[int]) -> float:
+        """The divergence of an iteration, from those of its chunks of so many rollouts."""
+        return self.mean_of_chunks(chunk_divergences, sizes)
+
+    def mean_of_chunks(self, means: Sequence[float], sizes: Sequence[int]) -> float:
+        """The mean of an iteration, from those of its chunks: every rollout counts the same."""
+        return sum(m * size for m, size in zip(means, sizes, strict=True)) / sum(sizes)
 
     def controller_steps(
         self, position: int, steps: int, epochs: int, batch_size: int, rollouts: int
@@ -221,8 +232,11 @@ class CorrectedSemantics:
 
         ConfigWarning where the samples leave out tokens (top_k ...), which no T describes.
         """
-        warn_of_truncation(method)
-        return policy.sampling_temperature(method.gen_experience_kwargs or method.gen_kwargs)
+        from rlhf_helpers.models.decoding import settings_in_effect  # not above: see Policy
+
+        settings = method.gen_experience_kwargs or method.gen_kwargs
+        warn_of_truncation(method, settings_in_effect(policy.base, settings))
+        return policy.sampling_temperature(settings)
 
 
 Semantics = TrlxSemantics | CorrectedSemantics
@@ -241,14 +255,16 @@ def sequences_of(
     samples: Tensor,
     outputs: Sequence[str] = (),
     stop_sequences: Sequence[str] = (),
+    ends: Sequence[int] | None = None,
 ) -> Sequences:
     """Prompts [n, Q] and samples [n, Q + new tokens], as the update will see them.
 
-    `outputs`: the texts of the responses, which trlX tokenises again.
+    `outputs`: the texts of the responses, which trlX tokenises again. `ends`: the token ids that
+    end a sample (`end_ids`); None: end-of-text.
     """
     width = prompt_ids.shape[1]
     responses, lengths = semantics.responses(
-        tokenizer, samples[:, width:], outputs, stop_sequences
+        tokenizer, samples[:, width:], outputs, stop_sequences, ends
     )
     tokens = torch.cat([prompt_ids, responses], dim=1)
     mask = semantics.attention_mask(tokens, prompt_mask, lengths, tokenizer.pad_token_id)

@@ -6,8 +6,9 @@ Column j of [n, N - 1] is the decision that predicts token j + 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,16 +95,24 @@ def tokenised_again(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[str]) 
     return torch.stack([F.pad(row, (0, width - len(row)), value=pad) for row in rows])
 
 
-def response_lengths(
-    tokenizer: PreTrainedTokenizerBase, responses: Tensor, stop_sequences: Sequence[str] = ()
-) -> list[int]:
-    """Tokens of each drawn response [n, R] up to and with end-of-text.
+def end_ids(tokenizer: PreTrainedTokenizerBase, gen_kwargs: Mapping[str, Any]) -> list[int]:
+    """Token ids that end a sampled text: those of `gen_kwargs`, or else end-of-text alone."""
+    ids = gen_kwargs.get("eos_token_id", tokenizer.eos_token_id)
+    return [ids] if isinstance(ids, int) else list(ids or ())
 
-    Where a stop sequence cuts the text, the response ends with the last token before the cut.
+
+def response_lengths(
+    tokenizer: PreTrainedTokenizerBase, responses: Tensor, stop_sequences: Sequence[str] = (),
+    ends: Sequence[int] | None = None,
+) -> list[int]:  # fmt: skip
+    """Tokens of each drawn response [n, R] up to and with the first one that ends it.
+
+    `ends`: the token ids that do; None: end-of-text. Where a stop sequence cuts the text, the
+    response ends with the last token before the cut.
     """
-    eos, lengths = tokenizer.eos_token_id, []
+    ending, lengths = {tokenizer.eos_token_id} if ends is None else set(ends), []
     for row in responses.tolist():
-        length = row.index(eos) + 1 if eos in row else len(row)
+        length = next((i for i, token in enumerate(row, 1) if token in ending), len(row))
         lengths.append(_length_before_stop(tokenizer, row[:length], stop_sequences))
     return lengths
 

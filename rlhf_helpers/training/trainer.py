@@ -29,7 +29,7 @@ from rlhf_helpers.data.prompts import (
     check_fits_model,
     tokenize_prompts,
 )
-from rlhf_helpers.environment import advice_about_threads
+from rlhf_helpers.environment import advice_about_threads, local_device
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.policy import Policy
 from rlhf_helpers.progress import Progress
@@ -42,7 +42,7 @@ from .experience import ExperienceMaker, RewardCaller, prompts_per_chunk, sample
 from .interrupts import interrupts_noted
 from .interval_evaluation import metric_means, sample_and_score
 from .log import TrainingLog
-from .processes import Processes, local_device
+from .processes import Processes
 from .random_states import undone_on_failure
 from .rollout import Minibatch, RolloutStore
 from .saving import Saving

@@ -330,6 +330,19 @@ def test_one_phrase_in_most_outputs_is_a_collapse():
     assert variant(output=rare)["verdict"] == "improved"
 
 
+def test_the_phrase_that_is_named_is_the_one_that_was_counted():
+    """Few outputs may repeat one phrase so often that no other is among the most frequent."""
+    loop = "one two three four five six seven eight nine ten eleven " * 7
+    texts = [
+        t + (" it was very good" if i % 5 else f" {loop}")
+        for i, t in enumerate(outputs(N, seed=2))
+    ]
+    summary = variant(output=texts)
+    assert all(row["samples"] == N / 5 for row in summary["repeated_4grams_after"])
+    assert '"it was very good" is in 80 % of the outputs' in summary["verdict_reason"]
+    assert any(line.startswith('"it was very good" is in') for line in summary["what_got_worse"])
+
+
 def test_outputs_that_shrink_to_nothing_are_a_collapse():
     summary = variant(output=outputs(N, seed=2, words=5))
     assert summary["verdict"] == "collapsed" and "length" in summary["verdict_reason"]

@@ -8,9 +8,9 @@ from sacrebleu.metrics import BLEU
 from rlhf_helpers.evaluation.text_statistics import (
     distinct_n,
     mean_words,
-    phrase_share,
     repeated_ngrams,
     self_bleu,
+    widest_phrase,
     word_ngrams,
 )
 
@@ -62,9 +62,11 @@ def test_repeated_ngrams_are_ranked_and_cut():
     assert [row["ngram"] for row in repeated_ngrams(texts, n=2, top=2)] == ["c c", "a a"]
 
 
-def test_phrase_share_counts_texts_not_occurrences():
-    assert phrase_share(["a b c d a b c d", "e f g h", "e f g h", "x"], n=4) == 0.5
-    assert phrase_share(["a", "b"], n=4) == 0.0
+def test_the_widest_phrase_is_that_of_the_most_texts_not_of_the_most_occurrences():
+    texts = ["a b c d a b c d a b c d", "e f g h", "e f g h", "x"]
+    assert widest_phrase(texts, n=4) == ("e f g h", 0.5)
+    assert widest_phrase(["b c d e", "a b c d"], n=4) == ("a b c d", 0.5)
+    assert widest_phrase(["a", "b"], n=4) == ("", 0.0)
 
 
 def _texts(count: int, seed: int) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import torch
 from exercise_answers import named_mistakes, right_answers, still_open
 
+from rlhf_helpers.algorithms.critic_free import leave_one_out_advantages
 from rlhf_helpers.evaluation.pass_at_k import pass_at_k
 from rlhf_helpers.exercises import verifiable as checks
 from rlhf_helpers.rewards.verifiers import answer_anywhere, exact_answer
@@ -69,6 +70,15 @@ def last(text):
     return text.split("=")[-1]
 
 
+def raising(error):
+    """A function that ends in this error."""
+
+    def broken(*args, **kwargs):
+        raise error
+
+    return broken
+
+
 def without_kwargs(outputs, answer):
     return [1.0 for _ in outputs]
 
@@ -89,11 +99,19 @@ MISTAKES = [
     (checks.check_grpo, "0 / 0", lambda r: (r - r.mean(1, True)) / r.std(1, keepdim=True)),
     (checks.check_grpo, "the sign", lambda r: -grpo_row_by_row(r)),
     (checks.check_grpo, "now divide", lambda r: r - r.mean(1, True)),
+    (checks.check_grpo, "add keepdim=True", lambda r: r - r.mean(dim=1)),
+    (checks.check_grpo, "add keepdim=True",
+     lambda r: (r - r.mean(1, True)) / (r.std(dim=1) + 1e-4)),
+    (checks.check_grpo, "it raised RuntimeError", raising(RuntimeError("no size"))),
+    (checks.check_grpo, "these are RLOO's", leave_one_out_advantages),
     (checks.check_grpo, "mixes the problems", lambda r: r - r.mean()),
     (checks.check_grpo, "mixes the problems", lambda r: (r - r.mean()) / r.std()),
     (checks.check_grpo, "mixes the problems", lambda r: r - r.mean(0)),
     (checks.check_grpo, "is 1.5", lambda r: 2 * grpo_row_by_row(r)),
     (checks.check_token_weights, "did you forget `return`", lambda m: None),
+    (checks.check_token_weights, "fit [B, T]: add keepdim=True, which makes it [B, 1]",
+     lambda m: (m / m.sum(dim=1) / len(m), m / m.sum())),
+    (checks.check_token_weights, "it raised RuntimeError", raising(RuntimeError("no size"))),
     (checks.check_token_weights, "return two tensors", lambda m: m),
     (checks.check_token_weights, "both are [B, T]", lambda m: (m.sum(1), m)),
     (checks.check_token_weights, "behind the end",
@@ -106,6 +124,9 @@ MISTAKES = [
      lambda m: (weights_row_by_row(m)[0], m / m.sum(0, True) / 5)),
     (checks.check_verifier, "did you forget `return`", lambda **_: None),
     (checks.check_verifier, "does not take **kwargs", without_kwargs),
+    (checks.check_verifier, "Compare texts", verdict(lambda o, a: int(last(o)) == int(a))),
+    (checks.check_verifier, "Compare texts", verdict(lambda o, a: float(last(o)) == float(a))),
+    (checks.check_verifier, "it raised ValueError", raising(ValueError("no number"))),
     (checks.check_verifier, "numbers for 12 outputs", lambda **_: [1.0]),
     (checks.check_verifier, "it gives 0.5", lambda outputs, **_: [0.5] * len(outputs)),
     (checks.check_verifier, "pays for a wrong number", verdict(lambda o, a: True)),

@@ -111,11 +111,31 @@ def test_what_cannot_be_merged_is_one_sentence(tmp_path):
     fine_tune(tmp_path / "sft", run_config(tmp_path), TINY)
     with pytest.raises(ConfigError, match="cannot be merged into 4 bits"):
         load_policy(from_adapter(tmp_path, tmp_path / "sft", model__load_in_4bit=True), "cpu")
+
+
+def test_an_adapter_of_an_adapter_stands_for_the_model_with_both_merged(tmp_path):
+    peft = pytest.importorskip("peft")
+    fine_tune(tmp_path / "sft", run_config(tmp_path), TINY)
     fine_tune(tmp_path / "second", from_adapter(tmp_path, tmp_path / "sft"), TINY)
-    with pytest.raises(AssetError, match="is an adapter of .*, which is one itself"):
-        load_policy(from_adapter(tmp_path, tmp_path / "second"), "cpu")
     assert base_of(tmp_path / "second") == str(tmp_path / "sft")
     assert base_of(model_dir(tmp_path)) is None
+    ids = torch.arange(5, 17).unsqueeze(0)
+    base = AutoModelForCausalLM.from_pretrained(model_dir(tmp_path), dtype=torch.float32)
+    first = peft.PeftModel.from_pretrained(base, tmp_path / "sft").merge_and_unload()
+    one = first(ids).logits
+    both = peft.PeftModel.from_pretrained(first, tmp_path / "second")(ids).logits
+    policy = load_policy(from_adapter(tmp_path, tmp_path / "second"), "cpu")
+    torch.testing.assert_close(policy.base(ids).logits, both, atol=1e-4, rtol=1e-4)
+    assert (one - both).abs().max() > 0.1
+
+
+def test_adapters_that_name_each_other_are_refused(tmp_path):
+    for name, base in (("first", "second"), ("second", "first")):
+        (tmp_path / name).mkdir()
+        settings = {"base_model_name_or_path": str(tmp_path / base), "lora_alpha": 1, "r": 1}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(AssetError, match="an adapter of .*, which leads back to it"):
+        load_policy(from_adapter(tmp_path, tmp_path / "first"), "cpu")
 
 
 def test_each_review_once_an_epoch():

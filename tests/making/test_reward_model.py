@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import PROMPTS, model_dir, run_config, tiny_train
+from tiny_runs import PROMPTS, model_dir, policy_with_lora, run_config, tiny_train
 from transformers import AutoModelForCausalLM
 
 import rlhf_helpers
@@ -71,10 +71,15 @@ def test_it_learns_what_is_preferred_and_gives_a_reward_function(tmp_path, pooli
     assert right.mean() == pytest.approx(about["heldout"]["accuracy"], abs=0.02)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_the_files_alone_give_the_scores_that_were_trained(tmp_path, family):
+@pytest.mark.parametrize(("family", "on_an_adapter"), [
+    ("opt", False), ("gpt2", False), ("llama", False), ("llama", True)])  # fmt: skip
+def test_the_files_alone_give_the_scores_that_were_trained(tmp_path, family, on_an_adapter):
     """What is loaded has LoRA merged into a plain model; what was trained has it beside."""
-    config = config_of(tmp_path, family, epochs=1)
+    policy = run_config(tmp_path, family)
+    if on_an_adapter:  # such as supervised fine-tuning leaves
+        policy_with_lora(tmp_path, family=family).save(tmp_path / "sft", policy.model.model_path)
+        policy = run_config(tmp_path, family, model__model_path=str(tmp_path / "sft"))
+    config = config_of(tmp_path, policy=policy, epochs=1)
     pairs = pairs_of(12)
     model = RewardModel(config)
     training = Training(model, pairs, [], {"a": 1})
@@ -102,6 +107,14 @@ def test_the_score_by_hand(tmp_path):
     z = (score - reward_fn.about["mean"]) / reward_fn.about["std"]
     assert reward_fn(samples=[text])[0] == pytest.approx(z)
     assert reward_fn(samples=[]) == []
+
+
+def test_it_lies_on_the_device_of_its_process(tmp_path, monkeypatch):
+    """Of several processes each has its own GPU; here a device that every machine has."""
+    reward_fn = train_reward_model(pairs_of(12), config_of(tmp_path, epochs=1))
+    monkeypatch.setattr(learned, "local_device", lambda: torch.device("meta"))
+    assert load_reward_model(reward_fn.directory).head.device.type == "meta"
+    assert load_reward_model(reward_fn.directory, "cpu").head.device.type == "cpu"
 
 
 def test_pooling_sees_no_padding():

@@ -14,13 +14,13 @@ import torch
 from rlhf_helpers.__main__ import COMMANDS, EXIT_CODES, cli, main
 from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.config.profiles import load_profile, save_config
+from rlhf_helpers.environment import local_device
 from rlhf_helpers.notebook import colab, doctor
 from rlhf_helpers.notebook.committed_runs import keep_run
 from rlhf_helpers.notebook.doctor import FAIL, OK, WARN, Finding, table_text
 from rlhf_helpers.notebook.summary import before_after_table, costs, results, run_summary
 from rlhf_helpers.runs import manifest
 from rlhf_helpers.runs.files import MissingRunFileError, RunDir, atomic_write_json, write_jsonl
-from rlhf_helpers.training.processes import local_device
 
 ROOT = Path(__file__).resolve().parents[2]
 

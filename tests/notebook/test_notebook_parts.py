@@ -74,6 +74,17 @@ def test_start_without_a_reference_run_says_what_to_do(tmp_path):
         start("t4", tmp_path, 1, {}, True)
 
 
+def test_start_names_the_run_that_a_page_shows_whatever_the_settings(tmp_path, capsys):
+    shown = "figures/reference_runs/preferences."
+    start("cpu", tmp_path, 3, {}, True, shows="preferences")
+    assert capsys.readouterr().out == f"Showing the finished runs in {shown}\n"
+    start("smoke", tmp_path, 3, {}, False, shows="preferences")
+    told = capsys.readouterr().out
+    assert told.startswith("Running in") and told.endswith(f"finished runs are those in {shown}\n")
+    with pytest.raises(MissingRunFileError, match="no reference run"):
+        start("smoke", tmp_path, 3, {}, False, shows="nothing")
+
+
 def test_start_keeps_bars_of_loading_off_the_page(tmp_path):
     from transformers.utils import logging
 

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
-from rlhf_helpers.environment import advice_about_threads
+import torch
+
+from rlhf_helpers.environment import advice_about_threads, local_device
 
 SHOW = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
 
@@ -31,3 +33,13 @@ def test_after_torch_it_is_too_late_and_said(monkeypatch):
     assert advice_about_threads(1) is None
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert advice_about_threads(2) is None
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert local_device() == torch.device("cuda", 1)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert local_device() == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert local_device() == torch.device("cpu")

@@ -66,11 +66,37 @@ def test_best_of_n_is_read_and_its_lines_go_from_kl_to_kl(tmp_path):
     assert list(gold.get_lines()[0].get_ydata()) == [0.45, 0.5]
 
 
-def test_the_price_is_a_mark_for_each_seed(rows):
-    (ax,) = price_plot(rows[:1] + rows[2:], {"PPO, 64": "few", "DPO": "no PPO"}).axes
+def test_a_band_shows_the_interval_of_gold_and_the_legend_whose_line_is_whose(tmp_path):
+    path = tmp_path / "best_of_n.csv"
+    path.write_text(
+        "pairs,seed,n,kl,proxy,gold_name,gold,gold_low,gold_high\n"
+        "64,7,1,0,0,sentiment,0.45,0.4,0.5\n64,7,2,0.19,0.4,sentiment,0.5,0.41,0.7\n"
+        "64,8,1,0,0,sentiment,0.45,0.4,0.5\n"
+    )
+    figure = parting_plot(read_best_of_n(path), {64: "few"})
+    proxy, gold = figure.axes
+    assert not proxy.collections
+    corners = {tuple(round(x, 3) for x in corner)
+               for corner in gold.collections[0].get_paths()[0].vertices}  # fmt: skip
+    assert corners == {(0, 0.4), (0, 0.5), (0.19, 0.41), (0.19, 0.7)}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["few", "seed 7", "seed 8"]
+    shown = [line.get_linestyle() for line in legend.get_lines()[1:]]
+    assert shown == [line.get_linestyle() for line in gold.get_lines()] and shown[0] != shown[1]
+
+
+def test_the_price_is_a_mark_for_each_seed_in_the_colour_of_its_pairs(rows):
+    names = {"PPO, 64": "few", "PPO, 4,096": "many", "DPO": "no PPO", "untuned": "before"}
+    untuned = {"name": "untuned", "kl": 0.0, "gold": 0.4}
+    (ax,) = price_plot([rows[0], *rows[2:], untuned], names).axes
     marks = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()]
-    assert marks == [([3.5, 4.5], [0.5, 0.6]), ([8], [0.75])]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["few", "no PPO"]
+    assert marks == [([3.5, 4.5], [0.5, 0.6]), ([3], [0.7]), ([8], [0.75]), ([0], [0.4])]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(names.values())
+    few, many, dpo, before = (line.get_color() for line in ax.get_lines())
+    assert many == dpo and len({few, many, before}) == 3  # DPO learned from as many pairs
+    (line,) = parting_plot(rows[:2], {"PPO, 64": "few"}, "name").axes[1].get_lines()
+    assert line.get_color() == few
+    assert len({line.get_marker() for line in ax.get_lines()}) == 4
 
 
 def test_accuracy_has_a_mark_for_each_model_and_a_line_through_their_means():

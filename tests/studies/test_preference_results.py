@@ -4,6 +4,8 @@ import csv
 import json
 import math
 
+import nbformat
+import numpy as np
 import pytest
 
 from rlhf_helpers.config.paths import repo_root
@@ -16,6 +18,11 @@ KEPT = tables.kept_folder("preferences")
 NAMES = [name for name in tables.FOLDERS if tables.kept_folder(name).is_dir()]
 RUN = [name for name in NAMES if (tables.kept_folder(name) / "table.csv").is_file()]
 STUDY = (repo_root() / "docs" / "study.md").read_text(encoding="utf-8")
+PAGE = " ".join(
+    " ".join(cell.source.split())
+    for cell in nbformat.read(repo_root() / "notebooks" / "06_preferences.ipynb", 4).cells
+    if cell.cell_type == "markdown"
+)
 
 
 def csv_rows(path):
@@ -220,3 +227,82 @@ def test_what_is_said_of_dpo_beside_ppo_holds():
     assert round(evaluation["perplexity_before"]) == 74
     assert evaluation["verdict"] == "gamed"
     assert sorted({row["evaluation"]["verdict"] for row in [*ppo, lora]}) == ["improved"]
+
+
+# --- what notebook 06 says beside what it computes -----------------------------------------
+
+
+def kept_lines(folder=KEPT):
+    return [json.loads(line) for line in (folder / "preferences.jsonl").read_text().splitlines()]
+
+
+def test_the_page_says_of_pairs_and_reward_models_what_the_files_say():
+    lines = [line for line in kept_lines() if line["split"] == "heldout"]
+    easy = [line for line in lines if abs(line["gold"][0] - line["gold"][1]) > 3][:12]
+    assert f"it was {sum(p['gold'][0] > p['gold'][1] for p in easy)} in {len(easy)}" in PAGE
+    accuracies, about = models(), json.loads((KEPT / "reward_model.json").read_text())
+    means = [f"{mean(accuracies[n]):.2f}" for n in (64, 256, 1024, 4096)]
+    own = {f"{m['accuracy']:.2f}" for m in tables.models_by_size("preferences")[4096]}
+    assert f"On average {', '.join(means[:3])} and {means[3]}:" in PAGE
+    assert f"the ceiling is {about['ceiling']:.2f}" in PAGE
+    assert own == {"0.70"} and "right on only 0.70 of the pairs that it *learned from*" in PAGE
+    few = accuracies[64]
+    assert f"draws of 64 lie between {min(few):.2f} and {max(few):.2f}" in PAGE
+    of_seed = {(m["pairs"], m["seed"]): m["heldout"]["accuracy"] for m in about["models"].values()}
+    assert of_seed[64, 1001] == min(few)  # "poor" is the worst of three, "good" the best
+    assert of_seed[1024, 1002] == max(accuracies[1024])
+    (lora,) = tables.models_by_size("preferences_lora")[1024]
+    head = next(m for m in tables.models_by_size("preferences")[1024] if m["seed"] == 1000)
+    lora_right, head_right = (m["heldout"]["accuracy"] for m in (lora, head))
+    assert f"that was no better, {lora_right:.2f} beside {head_right:.2f}, and took" in PAGE
+    assert f"took {lora['seconds']:.0f} seconds in place of {head['seconds']:.0f}" in PAGE
+
+
+def test_the_page_says_of_best_of_n_what_the_file_says():
+    rows = csv_rows(KEPT / "best_of_n.csv")
+    pools = {(row["pairs"], f"{int(row['pool']):,}") for row in rows}
+    assert {("64", "10,112"), ("1024", "8,192")} <= pools
+    assert "(10,112 for one from 64 pairs, 8,192 for one from 1,024)" in PAGE
+    good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 64, 1024)
+    assert {f"{row['gold']:.2f}" for row in best_of("preferences", 1024, 1).values()} == {"0.44"}
+    assert all(0.945 < row["gold"] < 0.965 for row in good.values())
+    assert "from 0.44 to about 0.95 with all three" in PAGE
+    ends = sorted(row["gold"] for row in poor.values())
+    assert f"between {ends[0]:.2f} and {ends[-1]:.2f}, and with the poor" in PAGE
+    before, after = best_of("preferences", 64, 128)[1001], poor[1001]
+    assert "(seed 1001, dashed)" in PAGE  # the second of the seeds, and of SEED_STYLES
+    assert f"{before['gold']:.2f} at n = 128, {after['gold']:.2f} at n = 1,024" in PAGE
+    assert f"gains another {after['proxy'] - before['proxy']:.1f} of a standard deviation" in PAGE
+    assert f"interval is {after['gold_low']:.2f} to {after['gold_high']:.2f}" in PAGE
+
+
+def test_the_page_says_of_ppo_and_dpo_what_the_files_say():
+    rows = ppo_rows("preferences")
+    (before,) = {f"{row['gold_before']:.2f}" for row in rows}
+    assert f"(The 256 prompts of the last line began at {before}.)" in PAGE
+    ends = csv_rows(KEPT / "overoptimisation.csv")
+    climbed = [[float(row["gold"]) for row in ends if row["step"] == step
+                and row["kind"] == "ppo-learned"] for step in ("0", "80", "160")]  # fmt: skip
+    begin, middle, end = climbed
+    assert max(begin) < min(middle) and max(middle) < min(end)  # "gold rises"
+    # "has not been run": PPO from 64 pairs.
+    assert not [row for row in ends if row["pairs"] == "64"]
+    (dpo,) = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
+    options = dpo["row"]["options"]
+    assert options["steps"] * options["batch_size"] == 3 * options["pairs"]
+    assert "takes each of 1,024 pairs three times" in PAGE
+
+
+def test_draws_of_one_seed_in_two_studies_share_nothing_and_all_pairs_are_one_draw():
+    """The pages say so: a seed draws from 4,096 pairs in one study, from 1,024 in the other."""
+    prompts = {}
+    for name in ("preferences", "preferences_fluency"):
+        lines = kept_lines(tables.kept_folder(name))
+        train = [line["prompt"] for line in lines if line["split"] == "train"]
+        order = np.random.default_rng([0, 1001]).permutation(len(train))[:64]
+        prompts[name] = {train[i] for i in order}
+        sizes = load_plan(repo_root() / "figures" / "study" / f"{name}.yml").preferences["sizes"]
+        assert max(sizes) == len(train)  # the draws of the full size are orders of the same pairs
+    assert not prompts["preferences"] & prompts["preferences_fluency"]
+    assert "the three of 4,096 are the same pairs in three orders" in " ".join(STUDY.split())
+    assert "(of 4,096: the same pairs in three orders)" in PAGE

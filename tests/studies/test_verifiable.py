@@ -17,6 +17,7 @@ from rlhf_helpers.studies.verifiable import (
     RUNS,
     Run,
     config_of,
+    kept_answers,
     make_runs,
     right_answers,
     steps_of,
@@ -110,6 +111,20 @@ def test_right_answers_and_steps_are_counted():
     found = steps_of(outputs, problems)  # of the two with three terms
     assert found["steps"] == 3 / 6
     assert found["right_with_steps"] == 2 / 3 and found["right_without_steps"] == 2 / 3
+
+
+def test_kept_answers_carry_what_the_verifiers_say():
+    first, second = verifiable.heldout_problems(2)
+    right, wrong = str(first.answer), str(second.answer + 1)
+    samples = [
+        {"run": "before", "step": 0, "prompt": first.prompt, "outputs": [right]},
+        {"run": "a", "step": 0, "prompt": first.prompt, "output": f"{right}=7{wrong}"},
+        {"run": "b", "step": 0, "prompt": first.prompt, "output": right},
+        {"run": "a", "step": 9, "prompt": second.prompt, "output": wrong},
+    ]
+    fooled, plain = kept_answers(samples, "a")
+    assert (fooled["step"], fooled["sloppy"], fooled["strict"]) == (0, 1.0, 0.0)
+    assert (plain["step"], plain["sloppy"], plain["strict"], plain["steps"]) == (9, 0.0, 0.0, 0.0)
 
 
 def test_a_run_of_another_seed_has_another_place(tmp_path):

@@ -101,10 +101,19 @@ def test_sentences_with_these_numbers():
                        "before training and 75 to 90 % after it.")  # fmt: skip
     assert "right at step 50 (0.680, while 0.700 were paid for)" in said[5]
     assert "0.530 were right and 0.790 paid for" in said[5]
-    assert "7.7 characters instead of 3.1" in said[5]
+    # of 64,000: 0.40 - 0.37 before, 0.79 - 0.53 after
+    assert "it accepts, of 64,000: 1,920 before, 16,640 after; an answer has 3.1, 7.7" in said[5]
     assert said[6].startswith("Training took 151 to 200 CPU seconds on one thread")
     assert "measured in 2 of the runs" in said[6]
     assert said[7] == "Not run: ppo-1002."
+
+
+def test_a_fooled_run_is_put_beside_the_strict_run_as_long():
+    twin = EVALUATION["runs"]["rloo-1000"] | {"budgets": 2, "sloppy": 0.87, "characters": 7.5}
+    others = {**EVALUATION, "runs": {**EVALUATION["runs"], "rloo-long-1000": twin}}
+    (said,) = [text for text in findings(others, METRICS) if text.startswith("Paid by the sloppy")]
+    assert "16,640 after, 640 after as many steps paid by the strict verifier; an answer" in said
+    assert "3.1, 7.7, 7.5 characters" in said
 
 
 def test_the_page_is_written_anew_between_its_marks(tmp_path):
@@ -127,13 +136,83 @@ def test_the_committed_page_is_that_of_the_committed_files():
     assert block(REFERENCE) in (ROOT / "docs" / "verifiable_rewards.md").read_text("utf-8")
 
 
+def reference() -> dict:
+    return json.loads((REFERENCE / "evaluation.json").read_text("utf-8"))
+
+
+def means(evaluation, value):
+    """Such as `0.802 (RLOO), 0.796 (GRPO)`: each method's mean over its seeds."""
+    found = {NAMES[m]: [value(run) for run in runs.values()]
+             for m, runs in by_method(evaluation).items()}  # fmt: skip
+    return ", ".join(f"{sum(v) / len(v):.3f} ({name})" for name, v in found.items())
+
+
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
 def test_the_readme_has_the_means_of_these_files():
-    evaluation = json.loads((REFERENCE / "evaluation.json").read_text("utf-8"))
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    evaluation, readme = reference(), " ".join((ROOT / "README.md").read_text("utf-8").split())
+    before = evaluation["before"]
     for k in ("1", "64"):
-        before, after = evaluation["before"]["pass_at_k"][k][0], []
-        for method, runs in by_method(evaluation).items():
-            mean = sum(run["pass_at_k"][k][0] for run in runs.values()) / len(runs)
-            after.append(f"{mean:.3f} ({NAMES[method]})")
-        assert f"{before:.3f} → {', '.join(after)}" in readme
+        after = means(evaluation, lambda run, k=k: run["pass_at_k"][k][0])
+        assert f"{before['pass_at_k'][k][0]:.3f} → {after}" in readme
+    greedy = means(evaluation, lambda run: run["greedy"])
+    assert f"{before['greedy']:.3f} → {greedy}" in readme
+
+
+def notebook_07() -> str:
+    """Its text cells, in one line."""
+    path = ROOT / "notebooks" / "07_verifiable_rewards.ipynb"
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return " ".join("\n".join(texts).split())
+
+
+def span(values, digits=2):
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
+def test_notebook_07_says_what_these_files_say():
+    evaluation, said = reference(), notebook_07()
+    before = evaluation["before"]
+    strict = [run for run in evaluation["runs"].values() if run["verifier"] == "strict"]
+    one, greedy = ([run["pass_at_k"]["1"][0] for run in strict], [run["greedy"] for run in strict])
+    assert f"Look at *greedy*: {before['greedy']:.3f} before any training" in said
+    assert f"near to that, to {span(one)}" in said
+    rose = [after - before["greedy"] for after in greedy]
+    assert f"*greedy* itself rose by only {span(rose)}" in said
+    assert max(run["larger"] for run in [before, *strict]) < 0.005  # "stays near 0"
+    shares = [100 * before[f"right_{how}_steps"] for how in ("with", "without")]
+    assert (f"Before training {shares[0]:.0f} % of the answers with a running total were right and "
+            f"{shares[1]:.0f} % of the others") in said  # fmt: skip
+    assert 2 * shares[1] < shares[0]  # "the rest may be ..."
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
+def test_notebook_07_compares_methods_as_these_files_do():
+    evaluation, said = reference(), notebook_07()
+    one, shown = ({m: [value(run) for run in runs.values()]
+                   for m, runs in by_method(evaluation).items()}
+                  for value in (lambda run: run["pass_at_k"]["1"][0], lambda run: run["steps"]))
+    ahead = [sum(one["ppo"]) / 3 - sum(one[m]) / 3 for m in ("rloo", "grpo")]
+    assert {f"{x:.2f}" for x in ahead} == {"0.03"}
+    assert "PPO is ahead of RLOO and GRPO by about 0.03, further than the seeds" in said
+    widths = [max(values) - min(values) for values in one.values()]
+    assert max(widths) < min(ahead) and min(one["ppo"]) > max(one["rloo"] + one["grpo"])
+    assert "GRPO's runs show fewest" in said
+    assert max(shown["grpo"]) < min(shown["rloo"] + shown["ppo"])
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
+def test_fewer_running_totals_are_right_at_the_end_of_every_run():
+    metrics = [json.loads(line) for line in (REFERENCE / "metrics.jsonl").read_text().splitlines()]
+    last = []
+    for name, run in reference()["runs"].items():
+        held = [m["metrics/steps_hold"] / m["metrics/steps_and_right"] for m in metrics
+                if m["run"] == name and "metrics/steps_hold" in m]  # fmt: skip
+        if run["verifier"] == "strict":
+            assert held[-1] < held[0]
+            last.append((held[-1], held[0] - held[-1]))
+    said = notebook_07()
+    assert "in some hardly smaller, in one a third were wrong" in said
+    assert f"{min(share for share, _ in last):.2f}" == "0.67"
+    assert min(fell for _, fell in last) < 0.02

@@ -1,5 +1,6 @@
 """Damaged checkpoints, full and closed disks, two runs in one directory: done for real."""
 
+import errno
 import os
 import resource
 import shutil
@@ -19,6 +20,7 @@ from rlhf_helpers.runs.files import CannotWriteError, read_jsonl, writing_to, wr
 from rlhf_helpers.runs.lock import only_run_in
 from rlhf_helpers.training.api import train
 from rlhf_helpers.training.saving import CHECKPOINT_COST, CHECKPOINT_SECONDS, Saving
+from rlhf_helpers.training.trainer import PPOTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -299,6 +301,21 @@ def test_files_written_together_replace_all_or_none(tmp_path):
     assert {p.name: p.read_text() for p in target.iterdir()} == {
         "a": "1", "b": "1", "of the user": "stays"}  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_policy_is_written_whole_or_not_at_all(tmp_path, monkeypatch, merge):
+    trainer = PPOTrainer(run_config(tmp_path), letter_reward)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(trainer.tokenizer, "save_pretrained", full)  # the last of the files
+        trainer.save_pretrained(tmp_path / "out", merge=merge)
+    assert not (tmp_path / "out").exists()
+    trainer.save_pretrained(tmp_path / "out", merge=merge)
+    assert (tmp_path / "out" / "config.json").exists() == merge
 
 
 # --- two runs --------------------------------------------------------------------------------

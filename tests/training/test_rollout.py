@@ -16,6 +16,7 @@ from rlhf_helpers.evaluation.sampling import (
     divergence,
     sample,
 )
+from rlhf_helpers.training.interval_evaluation import write_answers
 from rlhf_helpers.training.rollout import RolloutStore, build_rollouts
 from rlhf_helpers.training.semantics import (
     CorrectedSemantics,
@@ -391,6 +392,45 @@ def test_a_seed_means_the_same_text_whatever_the_batch(policy):
     assert [s.output_ids for s in together] != [s.output_ids for s in other]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_an_evaluated_text_ends_with_the_token_that_the_settings_name(policy, several):
+    settings = {"max_new_tokens": 8, "do_sample": True, "top_k": 0}
+    (whole,) = sample(policy, eval_prompts([3]), settings, 12)
+    end = whole.output_ids[2]
+    length = whole.output_ids.index(end) + 1
+    ending = {"eos_token_id": [EOS, end] if several else end}
+    (cut,) = sample(policy, eval_prompts([3]), settings | ending, 12)
+    assert not whole.ended and len(whole.output_ids) == 8 > length
+    assert cut.ended and cut.output_ids == whole.output_ids[:length]
+
+
+ANSWERS = {"max_new_tokens": 8, "do_sample": True, "top_k": 0}
+
+
+def test_answers_are_to_whole_prompts(policy, monkeypatch):
+    """A character outside ASCII takes several tokens."""
+    question = "请用中文写一句话🙂🙂 answer: 7"
+    whole, passed = policy.tokenizer(question)["input_ids"], []
+    draw = policy.generate
+    monkeypatch.setattr(
+        policy, "generate", lambda ids, mask, **k: passed.append(ids) or draw(ids, mask, **k)
+    )
+    write_answers(policy, [question], 1, ANSWERS)
+    assert passed[0].tolist() == [whole] and len(whole) > len(question) + 1
+
+
+def test_answers_are_drawn_without_dropout(policy):
+    """Whoever asks: a trainer of trlX's semantics leaves it on."""
+    expected = write_answers(policy, PROMPTS[:3], 2, ANSWERS)
+    policy.set_dropout(active=True)
+    try:
+        found = write_answers(policy, PROMPTS[:3], 2, ANSWERS)
+        assert policy.lora_dropout_active
+    finally:
+        policy.set_dropout(active=False)
+    assert found == expected
+
+
 def test_row_noise_draws_from_softmax():
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(2000, 1)
     noise = RowNoise(range(2000))
@@ -400,6 +440,22 @@ def test_row_noise_draws_from_softmax():
     expected = scores[0].softmax(0) * 10_000
     # Pearson's test with 3 degrees of freedom: 16.3 is exceeded once in 1000 times.
     assert ((counts - expected) ** 2 / expected).sum() < 16.3
+
+
+def test_which_rows_go_on_is_read_once(monkeypatch):
+    """A GPU's host waits for every reading of a tensor."""
+    noise, scores, reads = RowNoise([5, 6, 7]), torch.zeros(2, 3), []
+    read = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: reads.append(x) or read(x))
+    noise.rows = torch.tensor([0, 2])
+    drawn = torch.stack([noise(None, scores) for _ in range(4)])
+    assert len(reads) == 1
+    noise.rows = torch.tensor([2])
+    last = noise(None, scores[:1])
+    assert len(reads) == 2
+    alone = RowNoise([7])
+    assert torch.equal(drawn[:, 1], torch.cat([alone(None, scores[:1]) for _ in range(4)]))
+    assert torch.equal(last, alone(None, scores[:1]))
 
 
 def test_warpers_act_before_the_noise(policy):
@@ -416,7 +472,7 @@ def test_warpers_act_before_the_noise(policy):
 def test_candidates_are_those_of_generate(policy, given):
     """Where generate() would draw from, so does the sampler: the same settings, also by default."""
     prompt_ids, mask = prompts_of(policy)
-    settings, processors = _without_sampling({"do_sample": True, **given}, range(5))
+    settings, processors = _without_sampling(policy, {"do_sample": True, **given}, range(5))
     logits = policy.base(prompt_ids, attention_mask=mask).logits[:, -1]
     ours = LogitsProcessorList(processors[:-1])(prompt_ids, logits.clone())
     theirs = policy.generate(
@@ -425,6 +481,31 @@ def test_candidates_are_those_of_generate(policy, given):
     ).scores[0]  # fmt: skip
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-5, rtol=1e-4)
     assert settings == {"do_sample": False}
+
+
+@pytest.mark.parametrize(("own", "given"), [
+    ({"temperature": 0.3}, {"do_sample": True, "top_k": 0}),
+    ({"top_p": 0.5, "top_k": 7}, {"do_sample": True}),
+    ({"top_p": 0.5}, {"do_sample": True, "top_p": 1.0, "top_k": 0}),
+    ({"do_sample": True, "temperature": 0.5}, {"top_k": 0}),
+    ({"do_sample": True}, {"do_sample": False})])  # fmt: skip
+def test_the_models_own_settings_count_in_evaluation_as_in_rollouts(
+    policy, own, given, monkeypatch
+):
+    """One distribution: what generate() of transformers draws from, and what the sampler does."""
+    for name, value in own.items():
+        monkeypatch.setattr(policy.base.generation_config, name, value)
+    prompt_ids, mask = prompts_of(policy)
+    _, processors = _without_sampling(policy, given, range(5))
+    logits = policy.base(prompt_ids, attention_mask=mask).logits[:, -1]
+    theirs = policy.base.generate(
+        input_ids=prompt_ids, attention_mask=mask, max_new_tokens=1, pad_token_id=EOS, **given,
+        output_scores=True, return_dict_in_generate=True,
+    ).scores[0]  # fmt: skip
+    drawn = [p for p in processors if not isinstance(p, RowNoise)]
+    ours = LogitsProcessorList(drawn)(prompt_ids, logits.clone())
+    torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-5, rtol=1e-4)
+    assert len(processors) - len(drawn) == given.get("do_sample", True)
 
 
 def test_divergence_of_samples_equals_a_token_by_token_sum(policy):

@@ -4,6 +4,7 @@ One test for each line of the table in docs/coming_from_trlx.md.
 """
 
 import contextlib
+import json
 import re
 import warnings
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import PROMPTS, letter_reward, one_by_one, run_config
+from tiny_runs import PROMPTS, letter_reward, model_dir, one_by_one, run_config
 
 from rlhf_helpers.algorithms.ppo import kl_controller
 from rlhf_helpers.config.checks import ConfigWarning
+from rlhf_helpers.data.prompts import Prompt
 from rlhf_helpers.models.loading import load_policy
 from rlhf_helpers.models.lora import lora_disabled
 from rlhf_helpers.training import semantics as semantics_page
@@ -108,6 +110,19 @@ def test_the_ids_that_were_drawn_are_kept(both):
     assert kept["corrected"] == [*letters, EOS]
     assert kept["trlx"][0] == EOS  # special tokens come back between prompt and response
     assert kept["trlx"][1:] != [*letters, EOS]
+
+
+def test_a_text_ends_with_the_token_that_the_settings_name(tmp_path):
+    """Padding behind an `eos_token_id` that is not the tokenizer's was drawn by nobody."""
+    trainer = trainer_with(tmp_path, "corrected", method__gen_kwargs={"eos_token_id": 100})
+    ids = torch.tensor([[80, 81]] * 2)
+    rows = torch.tensor([[80, 81, 90, 100, EOS, EOS], [80, 81, 91, EOS, 92, 100]])
+    prompts, times = [Prompt([80, 81])] * 2, {"time/exp_score": 0.0}
+    _, kept = trainer.experience.read(ids, torch.ones_like(ids), rows, prompts, times)
+    assert kept.tokens.tolist() == rows.tolist()
+    assert kept.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    assert kept.loss_mask.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
+    assert kept.ends == [3, 5]
 
 
 def test_end_of_text_and_beginning_are_seen_and_padding_is_not(both):
@@ -277,6 +292,31 @@ def test_the_controller_moves_once_an_iteration_by_all_rollouts(both):
     assert moves == {"trlx": [4, 4], "corrected": [8]}
 
 
+@pytest.mark.parametrize("semantics", ["trlx", "corrected"])
+def test_every_rollout_counts_the_same_also_those_of_a_short_chunk(tmp_path, semantics):
+    """Nine prompts in chunks of eight and one; trlX takes the mean of the two chunks' means."""
+    lengths = {"chunk_size": 8, "num_rollouts": 9}
+    trainer = trainer_with(
+        tmp_path, semantics, model__delta_kwargs={"lora_dropout": 0.0},
+        **{f"method__{name}": n for name, n in lengths.items()},
+    )  # fmt: skip
+    trainer.add_prompts([*PROMPTS, "the value"], PROMPTS[:1])
+    rollouts, stats = trainer.experience.make(9, 0.05)
+    # trlX counts every column that is no padding, here as far as it was scored.
+    counted = rollouts.loss_mask
+    k1 = ((rollouts.logprobs - rollouts.ref_logprobs) * counted).sum(1).tolist()
+    by_chunk = (sum(k1[:8]) / 8 + k1[8]) / 2
+    by_rollout = sum(k1) / 9
+    assert abs(by_chunk - by_rollout) > 0.01
+    if semantics == "trlx":
+        assert stats["objective/kl"] == pytest.approx(by_chunk, rel=1e-3)
+        return
+    assert stats["objective/kl"] == pytest.approx(by_rollout, rel=1e-3)
+    d = (rollouts.ref_logprobs - rollouts.logprobs).double() * counted
+    k3 = (d.exp() - 1 - d).sum(1)
+    assert stats["mean_kl"] == pytest.approx(k3.mean().item(), rel=1e-3)
+
+
 # --- the update --------------------------------------------------------------------------------
 
 
@@ -438,6 +478,10 @@ def test_the_models_own_temperature_counts_where_none_is_given(tmp_path):
     policy.base.generation_config.temperature = 0.7
     assert policy.sampling_temperature({"do_sample": True}) == 0.7
     assert policy.sampling_temperature({"do_sample": True, "temperature": 0.9}) == 0.9
+    assert policy.sampling_temperature({}) == 1
+    policy.base.generation_config.do_sample = True
+    assert policy.sampling_temperature({}) == 0.7
+    assert policy.sampling_temperature({"do_sample": False}) == 1
 
 
 def test_tokens_that_samples_leave_out_are_said(tmp_path):
@@ -452,6 +496,23 @@ def test_tokens_that_samples_leave_out_are_said(tmp_path):
         warnings.simplefilter("error", ConfigWarning)
         trainer_with(tmp_path, "trlx", **truncated)
         trainer_with(tmp_path, "corrected")
+
+
+def test_the_models_own_top_p_is_said_where_none_is_given(tmp_path):
+    path = model_dir(tmp_path, "opt", "bos") / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "top_p": 0.5}))
+    given = {"max_new_tokens": 4, "do_sample": True, "top_k": 0}
+    experience = "method__gen_experience_kwargs"
+    with pytest.warns(ConfigWarning) as caught:
+        trainer_with(tmp_path, "corrected", **{experience: given})
+    said = [str(w.message) for w in caught if "leave out tokens" in str(w.message)]
+    assert [x.split(":")[0] for x in said] == [
+        "method.gen_experience_kwargs.top_p is 0.5 by the model's generation_config"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConfigWarning)
+        trainer_with(tmp_path, "corrected", **{experience: given | {"top_p": 1.0}})
+        trainer_with(tmp_path, "corrected", **{experience: given | {"do_sample": False}})
 
 
 def test_transformers_own_top_k_is_said_where_none_is_given(tmp_path):
