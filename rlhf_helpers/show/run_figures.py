@@ -52,9 +52,10 @@ def headline_figure(run_dir: str | Path | RunDir) -> Figure:
         way.plot(*course, ".-", color=GREY, linewidth=0.8, label=label)
     if courses:
         prompt = min(courses, key=lambda p: courses[p][1][-1])
-        way.annotate(f"“{prompt}”", (courses[prompt][0][-1], courses[prompt][1][-1]),
-                     xytext=(0, -40), textcoords="offset points", ha="right",
-                     fontsize=8.5)  # fmt: skip
+        end = courses[prompt][0][-1], courses[prompt][1][-1]
+        below = -40 if end[1] > 0.3 else 12  # points; a low line has no room below
+        way.annotate(f"“{prompt}”", end, xytext=(0, below), textcoords="offset points",
+                     ha="right", fontsize=8.5)  # fmt: skip
     way.plot(steps, means, "o-", color=BLUE, markersize=5, label="mean")
     high = sum(own[-1] > 0.9 for _, own in courses.values())
     title = f"{high} of {len(prompts)} prompts end above 0.9" if courses else "Mean on the way"

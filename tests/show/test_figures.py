@@ -276,6 +276,19 @@ def test_both_halves_of_the_headline_figure_show_the_same_samples(run_dir):
     assert list(mean) == pytest.approx([0.35, 0.5, 0.85])
 
 
+@pytest.mark.parametrize("last", [0.02, 0.1, 0.5, 0.95])
+def test_the_name_of_the_lowest_prompt_lies_within_its_panel(run_dir, last):
+    write_jsonl(run_dir / "eval_samples.jsonl", [
+        {"step": step, "prompt": "This movie was terrible", "output": "x", "reward": reward}
+        for step, reward in ((0, 0.02), (8, last))
+    ])  # fmt: skip
+    figure = headline_figure(run_dir)
+    figure.canvas.draw()
+    (name,) = figure.axes[0].texts
+    panel, own = figure.axes[0].get_window_extent(), name.get_window_extent()
+    assert panel.y0 < own.y0 and own.y1 < panel.y1
+
+
 def test_a_run_without_texts_on_the_way_has_a_headline_figure(run_dir):
     figure = headline_figure(run_dir)
     check_readable(figure)
