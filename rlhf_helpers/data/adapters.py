@@ -7,6 +7,7 @@ how a run starts from what supervised fine-tuning left (making/fine_tune.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def base_of(path: Path) -> str | None:
     return base["base_model_name_or_path"]
 
 
+def lora_scale(settings: Mapping[str, Any], rank: int) -> float:
+    """What B A is multiplied by: alpha / r, with rsLoRA alpha / sqrt(r) (Kalajdzievski 2023)."""
+    divisor = rank**0.5 if settings.get("use_rslora") else rank
+    return float(settings["lora_alpha"]) / divisor
+
+
 @torch.no_grad()
 def merge_adapter(
     model: torch.nn.Module, adapter: dict[str, torch.Tensor], settings: dict[str, Any]
@@ -46,9 +53,7 @@ def merge_adapter(
                 f"The adapter's {name} is {shown(settings[name])}, which is not supported: merge "
                 "it with peft (merge_and_unload), and give the merged model."
             )
-    # With rsLoRA the sum of r products is expected to grow with sqrt(r) (Kalajdzievski 2023).
-    rank = settings["r"]
-    scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
+    scale = lora_scale(settings, settings["r"])
     parameters = dict(model.named_parameters())
     for name, value in adapter.items():
         target = name.removeprefix("base_model.model.")

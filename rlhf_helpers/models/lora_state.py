@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rlhf_helpers.config.checks import ConfigError, shown
 from rlhf_helpers.config.reading import NUMBER, read_json, unreadable
-from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from rlhf_helpers.data.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, lora_scale
 from rlhf_helpers.runs.tensors import read_tensors
 
 _SETTINGS = {"lora_alpha": NUMBER}
@@ -311,8 +311,7 @@ def _check_same_scaling(
     settings: dict[str, object], sites: list[LoraSite], directory: Path
 ) -> None:
     rank = sites[0].lora_A.shape[0]
-    divisor = rank**0.5 if settings.get("use_rslora") else rank
-    saved = float(settings["lora_alpha"]) / divisor
+    saved = lora_scale(settings, rank)
     if abs(saved - sites[0].scaling) > 1e-6 * saved:
         raise ConfigError(
             f"The adapter in {directory} was trained with LoRA scaling {saved:g} and the model has "
