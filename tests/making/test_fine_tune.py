@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_helpers.__main__ import main
 from rlhf_helpers.config.checks import ConfigError
+from rlhf_helpers.config.profiles import load_profile
 from rlhf_helpers.data.adapters import base_of
-from rlhf_helpers.data.assets import AssetError
+from rlhf_helpers.data.assets import AssetError, find_asset
 from rlhf_helpers.making import fine_tune as fine_tuning
 from rlhf_helpers.making.fine_tune import (
     FineTuneConfig,
@@ -170,3 +172,21 @@ def test_loss_and_bits_by_hand(tmp_path):
 def test_command_refuses_what_is_no_number_of_steps(tmp_path, capsys):
     assert main(["fine-tune", "--steps", "0", "--out", str(tmp_path)]) == 2
     assert "steps is 0" in capsys.readouterr().err
+
+
+def test_the_command_makes_a_profiles_adapter_from_its_base_again(tmp_path, monkeypatch):
+    """Profile smollm2 starts from such an adapter: what learns is the model below it."""
+    asked = []
+
+    def noted(out_dir, policy_config, config):
+        asked.append((policy_config, config))
+        return {"before": {"bits_per_byte": 2.0}, "after": {"bits_per_byte": 1.0}}
+
+    monkeypatch.setattr(fine_tuning, "fine_tune", noted)
+    assert main(["fine-tune", "--profile", "smollm2", "--out", str(tmp_path / "out")]) == 0
+    ((policy_config, config),) = asked
+    assert load_profile("smollm2").config.model.model_path == "smollm2-135m-reviews"
+    assert policy_config.model.model_path == "smollm2-135m-instruct"
+    assert policy_config.tokenizer.tokenizer_path == "smollm2-135m-instruct"
+    metrics = json.loads((find_asset("smollm2-135m-reviews").path / "metrics.json").read_text())
+    assert asdict(config) == metrics["config"]  # the card's "Make it again" holds
