@@ -3,7 +3,7 @@
     python -m rlhf_helpers bench --gpu-report --out figures/bench
 
 * OPT-1.3B with the post's settings (batch 32, 128 rollouts of 40 tokens, 4 epochs), a random
-  reward model of DistilBERT's shape in the loop: 50 iterations, extrapolated to the post's
+  reward model of DistilBERT's shape in the loop: 20 iterations, extrapolated to the post's
   10,000 optimizer steps without evaluations; decoded plainly, and compiled with a static cache;
 * LLaMA-7B's shape in bfloat16: peak memory;
 * the shapes opt-125m and deep beside their naive halves.
@@ -25,7 +25,7 @@ from .bench import bench
 from .bench_case import Case
 
 POST_STEPS = 10_000
-POST = Case(shape="opt-1.3b", reward="distilbert", iterations=50, naive=False)
+POST = Case(shape="opt-1.3b", reward="distilbert", iterations=20, naive=False)
 CASES: dict[str, Case] = {
     "opt-1.3b_post": POST,
     "opt-1.3b_post_static": replace(POST, static_cache=True),

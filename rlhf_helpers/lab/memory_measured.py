@@ -90,7 +90,8 @@ def write_random_model(shape: str, path: str, dtype: str | None) -> None:
 
     fields = json.loads(shape)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    with torch.random.fork_rng():
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # billions of random numbers
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         kind = getattr(torch, dtype or "float32")
         AutoModelForCausalLM.from_config(config, dtype=kind).save_pretrained(path)

@@ -36,6 +36,7 @@ class Case:
     chunk: int
     layers: int = 2
     modules: str = "attention"  # "none": no LoRA, the layers themselves learn
+    in_4bit: bool = False
 
     def config(self, dtype: str) -> TRLConfig:
         """The post's configuration with these sizes."""
@@ -45,6 +46,7 @@ class Case:
             "method.gen_kwargs.max_new_tokens": self.new_tokens,
             "method.semantics": "corrected",  # keeps random ids as they are
             "model.num_layers_unfrozen": self.layers, "model.dtype": dtype,
+            "model.load_in_4bit": self.in_4bit,
             **({"model.delta_kwargs": None} if self.modules == "none" else
                {"model.delta_kwargs.modified_modules": self.modules}),
         }).config  # fmt: skip
@@ -64,7 +66,9 @@ GPU_CASES = (
     Case("opt-125m", 32, 128, 40, 128),
     Case("opt-1.3b", 32, 128, 40, 128),
     Case("opt-1.3b", 32, 128, 40, 128, layers=24),
+    Case("opt-1.3b", 32, 128, 40, 128, modules="none"),
     Case("llama-7b", 32, 128, 60, 64),
+    Case("llama-7b", 32, 128, 60, 64, in_4bit=True),
 )
 
 

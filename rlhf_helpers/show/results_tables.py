@@ -18,6 +18,7 @@ from rlhf_helpers.runs.contents import read_evaluation, read_manifest, read_samp
 from rlhf_helpers.runs.files import RunDir, atomic_write_text
 
 from .bench_table import limits_text, speed_table
+from .gpu_table import gpu_memory_table, gpu_run_table, gpu_table
 
 BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
 SPEED = re.compile(r"<!-- speed -->.*?<!-- /speed -->", re.DOTALL)
@@ -26,6 +27,9 @@ SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
 PAIRS = re.compile(r"<!-- pairs -->.*?<!-- /pairs -->", re.DOTALL)
 SUPPORT = re.compile(r"<!-- support -->.*?<!-- /support -->", re.DOTALL)
 COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
+GPU = re.compile(r"<!-- gpu -->.*?<!-- /gpu -->", re.DOTALL)
+GPU_MEMORY = re.compile(r"<!-- gpu memory -->.*?<!-- /gpu memory -->", re.DOTALL)
+GPU_RUN = re.compile(r"<!-- gpu run -->.*?<!-- /gpu run -->", re.DOTALL)
 
 
 def finished_runs(profile: str = "cpu") -> list[Path]:
@@ -221,6 +225,9 @@ def rewrite_tables(path: Path) -> bool:
     after = BLOCK.sub(lambda _: results_table(), before)
     after = PAIRS.sub(lambda _: pairs_table(), after)
     after = COSTS.sub(lambda _: costs_table(), after)
+    after = GPU.sub(lambda _: gpu_table(), after)
+    after = GPU_MEMORY.sub(lambda _: gpu_memory_table(), after)
+    after = GPU_RUN.sub(lambda _: gpu_run_table(), after)
     after = SUPPORT.sub(lambda _: support_table(), after)
     after = SEMANTICS.sub(lambda _: semantics_table(), after)
     after = SPEED.sub(lambda _: f"<!-- speed -->\n{speed_table()}\n<!-- /speed -->", after)

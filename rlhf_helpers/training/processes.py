@@ -22,9 +22,11 @@ from rlhf_helpers.config.checks import ConfigError
 class Processes:
     """The processes of one run. `number` of them; this is the one with `index`."""
 
-    def __init__(self, mixed_precision: str = "no"):
+    def __init__(self, scaled_loss: bool = False):
         """Join the processes that `accelerate launch` started, or be the only one.
 
+        `scaled_loss` multiplies the loss before it is differentiated, so that small gradients of
+        float16 are not lost (Micikevicius et al. 2018, section 3.2).
         Raises ConfigError where the launcher asks for DeepSpeed, Megatron-LM or FSDP.
         """
         for name in ("DeepSpeed", "Megatron_LM"):
@@ -40,15 +42,18 @@ class Processes:
                 "a 4-bit base (profile alpaca-7b)."
             )
         # Imported here: the real trlX's old accelerate has none, and never comes here.
-        from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+        from accelerate.utils import DataLoaderConfiguration
 
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=mixed_precision,  # fp16: for its scaled loss alone,
-            kwargs_handlers=[AutocastKwargs(enabled=False)],  # see models/precision.py
+            # Its fp16 would add autocast (see models/precision.py), and one process could then
+            # not train a model of another type.
+            mixed_precision="no",
             # Batches are split among the processes: the scheduler steps once per optimizer step.
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
+        if scaled_loss:
+            self.accelerator.scaler = torch.amp.GradScaler("cuda")
         self.number = self.accelerator.num_processes
         self.index = self.accelerator.process_index
         self.is_main = self.accelerator.is_main_process

@@ -80,7 +80,7 @@ class PPOTrainer:
         self.policy = policy
         random.seed(config.train.seed)  # libraries draw from it while they are first imported
         half = self.policy.base.dtype == torch.float16 and self.policy.device.type == "cuda"
-        self.processes = Processes(mixed_precision="fp16" if half else "no")
+        self.processes = Processes(scaled_loss=half)
         self.accelerator = self.processes.accelerator
         self.log.processes = self.processes
         self.has_critic = samples_per_prompt(config.method) == 1

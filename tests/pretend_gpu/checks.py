@@ -19,7 +19,6 @@ from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from accelerate.state import AcceleratorState  # noqa: E402
 from tiny_runs import PROMPTS, letter_reward, policy_with_lora, run_config  # noqa: E402
 
 from pretend_gpu import DeviceMismatch, counts, kernel_counts, runs  # noqa: E402
@@ -177,7 +176,6 @@ CHECKS = [
 def main(root: Path) -> None:
     """Every check, every run, and the counts."""
     for check in CHECKS:
-        AcceleratorState._reset_state(reset_partial_state=True)  # a run may have another type
         counts.reset()
         error = None
         try:
@@ -187,7 +185,6 @@ def main(root: Path) -> None:
             error = f"{type(caught).__name__}: {caught}"
         print(json.dumps({"check": check.__name__, "error": error}), flush=True)
     runs.main(root / "runs", [])
-    AcceleratorState._reset_state(reset_partial_state=True)
     kernel_counts.main(root / "counts", {})
 
 
