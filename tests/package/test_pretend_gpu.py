@@ -66,6 +66,7 @@ CHECKS = [
     "float16_learns_outside_autocast_with_a_scaled_loss",
     "no_numbers_are_said_and_leave_the_device_whole",
     "what_processes_tell_each_other_lies_on_the_host",
+    "pretraining_takes_the_same_steps_as_on_the_host",
 ]  # fmt: skip
 
 

@@ -22,6 +22,8 @@ import torch.nn.functional as F  # noqa: E402
 from tiny_runs import PROMPTS, letter_reward, policy_with_lora, run_config  # noqa: E402
 
 from pretend_gpu import DeviceMismatch, counts, kernel_counts, runs  # noqa: E402
+from rlhf_helpers.making.pretrain import PretrainConfig, muon_and_adam, new_model  # noqa: E402
+from rlhf_helpers.making.pretrain import _step as take_step  # noqa: E402
 from rlhf_helpers.models.loading import load_trained_policy  # noqa: E402
 from rlhf_helpers.models.policy import Policy  # noqa: E402
 from rlhf_helpers.training import processes  # noqa: E402
@@ -164,12 +166,27 @@ def what_processes_tell_each_other_lies_on_the_host(_root: Path) -> None:
     assert state["store"][1][1] == "text" and state["number"] == 1
 
 
+def pretraining_takes_the_same_steps_as_on_the_host(root: Path) -> None:
+    config = PretrainConfig(hidden_size=16, num_heads=2, num_layers=2, context=8, warmup_steps=1)
+    rows = torch.randint(4, config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for device in ("cpu", "cuda"):
+        model = new_model(config).to(device)
+        optimizers = muon_and_adam(model, 0.02, 6e-3, 0.02)
+        losses.append(
+            [take_step(model, optimizers, rows.to(device), step, config) for step in range(3)]
+        )
+    assert losses[0][2] < losses[0][0]
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4), losses
+
+
 CHECKS = [
     two_devices_are_refused_where_cuda_refuses_them, a_short_program_is_counted_as_by_hand,
     the_numbers_are_those_of_a_cpu, no_numbers_break_the_device_for_good,
     float16_learns_outside_autocast_with_a_scaled_loss,
     no_numbers_are_said_and_leave_the_device_whole,
     what_processes_tell_each_other_lies_on_the_host,
+    pretraining_takes_the_same_steps_as_on_the_host,
 ]  # fmt: skip
 
 
