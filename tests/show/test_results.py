@@ -275,6 +275,21 @@ def test_a_real_pretrained_model_improves_beyond_its_intervals():
     assert said in " ".join(README.split())
 
 
+def test_every_seed_of_the_showcase_does_what_the_pages_say():
+    found = {}
+    for path in results.finished_runs("smollm2"):
+        e = json.loads(evaluation_path(path).read_text())
+        found[e["seed"]] = e
+        assert e["reward_after"] > 0.85 and e["judge_difference"]["low"] > 0.2, e["seed"]
+        assert e["perplexity_after"] < e["perplexity_before"]
+    assert list(found) == [1000, 1001, 1002]
+    verdicts = [e["verdict"] for e in found.values()]
+    after = ", ".join(f"{e['reward_after']:.3f}" for e in list(found.values())[1:])
+    text = " ".join(README.split())
+    assert f"two more seeds: {after.replace(', ', ' and ')}, *{verdicts[1]}*" in text
+    assert verdicts[1] == verdicts[2]
+
+
 def test_the_showcase_is_the_run_of_its_profile():
     """The committed run's settings are the profile's, and it started from the shipped adapter."""
     folder = repo_root() / "figures/reference_runs/smollm2"
