@@ -24,8 +24,8 @@ BOOK := $(VENV)/.book
 CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,\
   $(shell command -v $(name) 2>/dev/null)))
 
-.PHONY: tutorial test test-slow test-browser test-oldest test-colab lint doctor install extras \
-  book slides
+.PHONY: tutorial test test-slow test-browser test-gpu test-oldest test-colab lint doctor install \
+  extras book slides
 .DEFAULT_GOAL := tutorial
 
 tutorial: $(STAMP)
@@ -43,6 +43,10 @@ test-slow: $(STAMP)
 # each other's notebooks. Screenshots of failures: build/browser-failures.
 test-browser: book slides
 	$(PY) -m pytest tests/browser -m browser
+
+# Small whole runs on a real GPU, which all other tests leave alone.
+test-gpu: $(STAMP)
+	RLHF_TEST_GPU=1 $(PY) -m pytest tests/training/test_on_a_gpu.py
 
 # The lowest versions that requirements.txt admits (torch aside, whose old builds bring CUDA). uv
 # takes the newest fsspec first and then a datasets that goes with it: so fsspec is held.

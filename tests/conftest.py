@@ -1,5 +1,7 @@
 """Options of the test suite, and one thread for each of its processes.
 
+The tests' numbers are those of a CPU: a GPU is hidden from all but `make test-gpu`.
+
 With RLHF_NO_SKIPS=1 a test that is skipped is a failure,
 unless it is skipped for a reason of MAY_BE_SKIPPED.
 """
@@ -13,6 +15,8 @@ import pytest
 # that another process has would slow all of them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if not os.environ.get("RLHF_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_addoption(parser):

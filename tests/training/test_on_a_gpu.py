@@ -1,4 +1,4 @@
-"""Every family, type, method and kind of LoRA on a real GPU, where there is one."""
+"""Every family, type, method and kind of LoRA on a real GPU: `make test-gpu`."""
 
 import pytest
 import torch
