@@ -171,7 +171,7 @@ def thousand_table(profile: str = "cpu") -> str:
         e = read_evaluation(larger)
         for label in ("heldout", "neutral", "hostile"):
             lines.append(_group_line(str(e["run_seed"]), label, e["groups"][label], e))
-    files = "`evaluation_1000.json` in `figures/reference_runs/cpu/` and `figures/seeds/`"
+    files = f"`evaluation_1000.json` in `figures/reference_runs/{profile}/` and `figures/seeds/`"
     return "\n".join([*lines, "", f"From {files}."])
 
 
@@ -221,20 +221,20 @@ def smollm2_table() -> str:
     from rlhf_helpers.show.results_tables import finished_runs
 
     lines = [
-        "| seed | reward | gain (95 % interval) | hostile openings | judge | distinct-2 "
+        "| seed | reward | gain (95 % interval) | hostile opening | judge | distinct-2 "
         "| self-BLEU | perplexity | KL | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for path in finished_runs("smollm2"):
         lines.append(_showcase_line(path))
     run = reference_run_dir("smollm2")
-    e, manifest = read_evaluation(evaluation_path(run.path)), read_manifest(run.manifest)
+    manifest = read_manifest(run.manifest)
     ppo = next(row for row in manifest["notebooks"] if row["name"] == "04_ppo_run")
     steps = [step for step in read_metrics(run.metrics) if "objective/kl" in step]
     return "\n".join([
         *lines, "",
-        f"{e['n_prompts']:,} held-out prompts, before → after; perplexity is that of the texts "
-        "under the fine-tuned model before PPO, KL in nats a sample. PPO of seed "
+        "256 held-out prompts, before → after (16 texts of the hostile opening); perplexity is that "
+        "of the texts under the fine-tuned model before PPO, KL in nats a sample. PPO of seed "
         f"{manifest['seed']} took {duration(ppo['seconds'])} for {len(steps)} iterations, "
         f"{ppo['seconds'] / len(steps):.0f} seconds each, in {ppo['peak_rss_bytes'] / 1e9:.1f} GB. "
         "From `figures/reference_runs/smollm2/` and `figures/seeds/`.",
@@ -242,7 +242,8 @@ def smollm2_table() -> str:
 
 
 def _showcase_line(path: Path) -> str:
-    e, manifest = read_evaluation(evaluation_path(path)), read_manifest(path / "manifest.json")
+    # Of the same prompts for all: how many distinct words there are depends on how many texts.
+    e, manifest = read_evaluation(path / "evaluation.json"), read_manifest(path / "manifest.json")
     d, hostile = e["paired_difference"], e["groups"]["hostile"]
 
     def both(name: str, digits: int, found: dict[str, Any] = e) -> str:
@@ -269,6 +270,7 @@ PICTURES = {
 }
 TABLES: dict[str, Callable[[], str]] = {
     "thousand": thousand_table,
+    "thousand_smollm2": lambda: thousand_table("smollm2"),
     "frontier": frontier_table,
     "ablations": ablation_table,
     "fine_tuned": fine_tuned_table,

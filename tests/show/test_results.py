@@ -278,7 +278,7 @@ def test_a_real_pretrained_model_improves_beyond_its_intervals():
 def test_every_seed_of_the_showcase_does_what_the_pages_say():
     found = {}
     for path in results.finished_runs("smollm2"):
-        e = json.loads(evaluation_path(path).read_text())
+        e = json.loads((path / "evaluation.json").read_text())
         found[e["seed"]] = e
         assert e["reward_after"] > 0.85 and e["judge_difference"]["low"] > 0.2, e["seed"]
         assert e["perplexity_after"] < e["perplexity_before"]
@@ -286,7 +286,7 @@ def test_every_seed_of_the_showcase_does_what_the_pages_say():
     verdicts = [e["verdict"] for e in found.values()]
     after = ", ".join(f"{e['reward_after']:.3f}" for e in list(found.values())[1:])
     text = " ".join(README.split())
-    assert f"two more seeds: {after.replace(', ', ' and ')}, *{verdicts[1]}*" in text
+    assert f"two more seeds, on 256: {after.replace(', ', ' and ')}, *{verdicts[1]}*" in text
     assert verdicts[1] == verdicts[2]
 
 
