@@ -233,8 +233,8 @@ def smollm2_table() -> str:
     steps = [step for step in read_metrics(run.metrics) if "objective/kl" in step]
     return "\n".join([
         *lines, "",
-        "256 held-out prompts, before → after (16 texts of the hostile opening); perplexity is that "
-        "of the texts under the fine-tuned model before PPO, KL in nats a sample. PPO of seed "
+        "256 held-out prompts, before → after (16 texts of the hostile opening); perplexity is "
+        "that of the texts under the fine-tuned model before PPO, KL in nats a sample. PPO of seed "
         f"{manifest['seed']} took {duration(ppo['seconds'])} for {len(steps)} iterations, "
         f"{ppo['seconds'] / len(steps):.0f} seconds each, in {ppo['peak_rss_bytes'] / 1e9:.1f} GB. "
         "From `figures/reference_runs/smollm2/` and `figures/seeds/`.",
