@@ -25,6 +25,7 @@ from rlhf_helpers.making.fine_tune import (
     rows_of_step,
 )
 from rlhf_helpers.models.loading import load_policy, load_trained_policy
+from rlhf_helpers.models.peft_import import torchao_unseen
 from rlhf_helpers.training.api import train
 
 TINY = FineTuneConfig(
@@ -89,7 +90,8 @@ def test_policy_and_reference_start_from_the_merged_model(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(model_dir(tmp_path), dtype=torch.float32)
     ids = torch.arange(5, 17).unsqueeze(0)
     plain = base(ids).logits
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "sft")(ids).logits
+    with torchao_unseen():  # Colab's is too old for peft itself
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "sft")(ids).logits
     torch.testing.assert_close(policy.base(ids).logits, theirs, atol=1e-4, rtol=1e-4)
     assert (plain - theirs).abs().max() > 0.1
     scored = policy.score(ids, torch.ones_like(ids))
@@ -123,9 +125,10 @@ def test_an_adapter_of_an_adapter_stands_for_the_model_with_both_merged(tmp_path
     assert base_of(model_dir(tmp_path)) is None
     ids = torch.arange(5, 17).unsqueeze(0)
     base = AutoModelForCausalLM.from_pretrained(model_dir(tmp_path), dtype=torch.float32)
-    first = peft.PeftModel.from_pretrained(base, tmp_path / "sft").merge_and_unload()
-    one = first(ids).logits
-    both = peft.PeftModel.from_pretrained(first, tmp_path / "second")(ids).logits
+    with torchao_unseen():  # Colab's is too old for peft itself
+        first = peft.PeftModel.from_pretrained(base, tmp_path / "sft").merge_and_unload()
+        one = first(ids).logits
+        both = peft.PeftModel.from_pretrained(first, tmp_path / "second")(ids).logits
     policy = load_policy(from_adapter(tmp_path, tmp_path / "second"), "cpu")
     torch.testing.assert_close(policy.base(ids).logits, both, atol=1e-4, rtol=1e-4)
     assert (one - both).abs().max() > 0.1
