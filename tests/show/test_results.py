@@ -290,6 +290,21 @@ def test_every_seed_of_the_showcase_does_what_the_pages_say():
     assert verdicts[1] == verdicts[2]
 
 
+def test_what_an_iteration_of_the_showcase_takes():
+    found = json.loads((repo_root() / "figures/bench/smollm2_iteration.json").read_text())
+    text = " ".join((repo_root() / "docs/study.md").read_text(encoding="utf-8").split())
+    parts = ("iteration", "update", "generate", "score")
+    now, then = (
+        tuple(f"{found[name]['cpu_seconds'][part]:.0f}" for part in parts)
+        for name in ("after", "before")
+    )
+    assert (
+        f"takes {now[0]} CPU seconds on one thread, of which {now[1]} are updates, {now[2]} "
+        f"sampling and {now[3]} scoring. At be786ec it took {then[0]} ({then[1]}, {then[2]} and "
+        f"{then[3]})"
+    ) in text
+
+
 def test_the_showcase_is_the_run_of_its_profile():
     """The committed run's settings are the profile's, and it started from the shipped adapter."""
     folder = repo_root() / "figures/reference_runs/smollm2"
