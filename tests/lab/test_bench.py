@@ -56,7 +56,8 @@ def test_last_line_file_table_and_figure(in_this_process, capsys, tmp_path):
     assert result["shape"] == "deep" and result["device"]["type"] == "cpu"
     assert result["ratio"] == statistics.median(result["ratios"]) and len(result["ratios"]) == 2
     assert result["floor_seconds"] > 0 and result["counted_ratio"] > 1
-    assert result["versions"]["torch"] == torch.__version__
+    # A build's name (+cu130) is not in the metadata of every wheel.
+    assert result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert matplotlib.image.imread(tmp_path / "deep_tiny_cpu.png").shape[1] == 1400
 
 
