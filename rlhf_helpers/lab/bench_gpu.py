@@ -1,6 +1,6 @@
 """Every figure that needs a GPU, in one command of a few minutes.
 
-    python -m rlhf_helpers bench --gpu-report --out figures/bench
+    python -m rlhf_helpers bench --gpu-report --out figures/gpu
 
 * OPT-1.3B with the post's settings (batch 32, 128 rollouts of 40 tokens, 4 epochs), a random
   reward model of DistilBERT's shape in the loop: 20 iterations, extrapolated to the post's
@@ -20,11 +20,11 @@ import torch
 from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import atomic_write_json
 from rlhf_helpers.runs.manifest import device_report, library_versions
+from rlhf_helpers.show.gpu_table import seconds_of_the_post
 
 from .bench import bench
 from .bench_case import Case
 
-POST_STEPS = 10_000
 POST = Case(shape="opt-1.3b", reward="distilbert", iterations=20, naive=False)
 CASES: dict[str, Case] = {
     "opt-1.3b_post": POST,
@@ -37,7 +37,7 @@ CASES: dict[str, Case] = {
 
 
 def gpu_report(out: Path, tiny: bool = False) -> dict[str, Any]:
-    """Measure all cases; <out>/<device>_<case>.json and .png of each, gpu_report.json of all.
+    """Measure all cases; <out>/<case>.json and .png of each, report.json of all.
 
     `tiny` tries the code anywhere, with models of hardly any width. A case that fails is
     reported as its error, and the others go on. ConfigError where there is no GPU.
@@ -49,16 +49,16 @@ def gpu_report(out: Path, tiny: bool = False) -> dict[str, Any]:
         )
     cases = {name: _tiny(case) for name, case in CASES.items()} if tiny else CASES
     found: dict[str, Any] = {}
-    kind = "tiny" if tiny else "cuda"
+    kind = "tiny_" if tiny else ""  # figures/gpu/ holds the real ones
     for name, case in cases.items():
         print(f"--- {name}", flush=True)
         try:
-            found[name] = _kept(case, bench(case, out, label=f"{kind}_{name}"))
+            found[name] = _kept(case, bench(case, out, label=kind + name))
         except ConfigError as error:
             print(error)
             found[name] = {"error": str(error)}
     report = {"device": device_report(), "versions": library_versions(), "cases": found}
-    atomic_write_json(out / f"{kind}_report.json", report)
+    atomic_write_json(out / f"{kind}report.json", report)
     return report
 
 
@@ -68,12 +68,10 @@ def _tiny(case: Case) -> Case:
 
 def _kept(case: Case, result: dict[str, Any]) -> dict[str, Any]:
     """The numbers of one case that the report shows."""
-    task, fast = result["task"], result["fast"]
-    steps = task["epochs"] * -(-task["rollouts"] // task["batch"])
+    fast = result["fast"]
     names = ("ratio", "counted_ratio", "floor_seconds", "floor_ratio", "command")
     kept = {name: result[name] for name in names if name in result}
     kept["fast"] = {key: value for key, value in fast.items() if isinstance(value, int | float)}
     if case.reward:
-        kept["seconds_of_10000_steps"] = fast["iteration_seconds"] * POST_STEPS / steps
-        kept["floor_seconds_of_10000_steps"] = result["floor_seconds"] * POST_STEPS / steps
+        kept["seconds_of_10000_steps"] = seconds_of_the_post(result)
     return kept

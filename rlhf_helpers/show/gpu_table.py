@@ -50,7 +50,7 @@ def gpu_table() -> str:
 
 def gpu_memory_table() -> str:
     """Markdown: predicted and measured memory by configuration."""
-    path = repo_root() / "figures/gpu/memory.csv"
+    path = repo_root() / "figures/gpu/memory_gpu.csv"
     rows = [["batch 32, 128 rollouts, half precision", "predicted", "measured"]]
     with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,6 @@ from rlhf_helpers.runs.files import RunDir, atomic_write_text
 
 from .bench_table import limits_text, speed_table
 from .gpu_table import gpu_memory_table, gpu_run_table, gpu_table
-
-BLOCK = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
-SPEED = re.compile(r"<!-- speed -->.*?<!-- /speed -->", re.DOTALL)
-LIMITS = re.compile(r"<!-- limits -->.*?<!-- /limits -->", re.DOTALL)
-SEMANTICS = re.compile(r"<!-- semantics -->.*?<!-- /semantics -->", re.DOTALL)
-PAIRS = re.compile(r"<!-- pairs -->.*?<!-- /pairs -->", re.DOTALL)
-SUPPORT = re.compile(r"<!-- support -->.*?<!-- /support -->", re.DOTALL)
-COSTS = re.compile(r"<!-- run costs -->.*?<!-- /run costs -->", re.DOTALL)
-GPU = re.compile(r"<!-- gpu -->.*?<!-- /gpu -->", re.DOTALL)
-GPU_MEMORY = re.compile(r"<!-- gpu memory -->.*?<!-- /gpu memory -->", re.DOTALL)
-GPU_RUN = re.compile(r"<!-- gpu run -->.*?<!-- /gpu run -->", re.DOTALL)
 
 
 def finished_runs(profile: str = "cpu") -> list[Path]:
@@ -219,19 +209,28 @@ def _what_passed(image: dict[str, Any]) -> str:
     return found
 
 
+# The blocks of README and docs/ by the name between their marks.
+BLOCKS: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    "pairs": pairs_table,
+    "run costs": costs_table,
+    "support": support_table,
+    "semantics": semantics_table,
+    "gpu": gpu_table,
+    "gpu memory": gpu_memory_table,
+    "gpu run": gpu_run_table,
+    "speed": lambda: f"<!-- speed -->\n{speed_table()}\n<!-- /speed -->",
+    "limits": lambda: f"<!-- limits -->\n{limits_text()}\n<!-- /limits -->",
+}
+
+
 def rewrite_tables(path: Path) -> bool:
     """Bring the tables of README or a page of docs/ up to date; whether anything changed."""
     before = path.read_text(encoding="utf-8")
-    after = BLOCK.sub(lambda _: results_table(), before)
-    after = PAIRS.sub(lambda _: pairs_table(), after)
-    after = COSTS.sub(lambda _: costs_table(), after)
-    after = GPU.sub(lambda _: gpu_table(), after)
-    after = GPU_MEMORY.sub(lambda _: gpu_memory_table(), after)
-    after = GPU_RUN.sub(lambda _: gpu_run_table(), after)
-    after = SUPPORT.sub(lambda _: support_table(), after)
-    after = SEMANTICS.sub(lambda _: semantics_table(), after)
-    after = SPEED.sub(lambda _: f"<!-- speed -->\n{speed_table()}\n<!-- /speed -->", after)
-    after = LIMITS.sub(lambda _: f"<!-- limits -->\n{limits_text()}\n<!-- /limits -->", after)
+    after = before
+    for name, table in BLOCKS.items():
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        after = re.sub(pattern, lambda _, table=table: table(), after, flags=re.DOTALL)
     if after != before:
         atomic_write_text(path, after)
     return after != before

@@ -39,7 +39,7 @@ def test_the_page_of_speed_says_what_was_measured():
     naive = found["opt-1.3b_naive"]
     busy = read_json(FIGURES / "profile.json")["gpu_busy_ms"] / 1e3
     for part in (
-        f"busy for {busy:.2f} s of the {plain['iteration_seconds']:.2f}",
+        f"{busy:.2f} s, where an iteration takes {plain['iteration_seconds']:.2f}",
         f"{naive['ratio']:.2f} times as long as on "
         f"({naive['naive']['iteration_seconds']:.2f} → {naive['fast']['iteration_seconds']:.2f} s",
         f"({plain['generate_seconds']:.2f} → {static['generate_seconds']:.2f} s)",
@@ -53,7 +53,7 @@ def test_the_pages_of_memory_say_what_was_measured():
     found = gpu_table.gpu_results()
     post, llama = (found[name]["fast"]["peak_memory_bytes"] / 1e9
                    for name in ("opt-1.3b_post", "llama-7b"))  # fmt: skip
-    rows = list(csv.DictReader((FIGURES / "memory.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((FIGURES / "memory_gpu.csv").open(encoding="utf-8")))
     in_4bit = next(float(row["measured_MB"]) / 1e3 for row in rows if row["in_4bit"] == "True")
     assert (
         f"settings {post:.1f} GB, LLaMA-7B {llama:.1f} GB in bfloat16 and {in_4bit:.1f} GB"
@@ -70,7 +70,7 @@ def test_what_is_predicted_today_is_what_was_predicted_then():
     from rlhf_helpers.lab.memory_table import GPU_CASES, PROMPT_TOKENS
     from rlhf_helpers.lab.shapes import shape_config
 
-    rows = list(csv.DictReader((FIGURES / "memory.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((FIGURES / "memory_gpu.csv").open(encoding="utf-8")))
     cases = [case for case in GPU_CASES if case.shape != "llama-7b" or case.in_4bit]
     assert len(rows) == len(cases)
     for row, case in zip(rows, cases, strict=True):
