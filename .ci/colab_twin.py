@@ -38,19 +38,23 @@ LIVE = {"profile": "smoke", "run_dir": "runs/colab_twin", "reference_run": False
 CELL_TIMEOUT = 1800  # seconds
 
 
-def copy_of_the_repository(content: Path) -> Path:
-    """The tracked files under `content`, with /content in the notebooks replaced by `content`."""
+def copy_of_the_repository(folder: Path) -> Path:
+    """The tracked files in a folder of the repository's name under `folder`."""
     name = re.search(r"/content/([\w-]+)", (ROOT / "notebooks/01_setup.ipynb").read_text())[1]
-    repo = content / name
+    repo = folder / name
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     for file in tracked.stdout.decode().split("\0")[:-1]:
         target = repo / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / file).read_bytes())
+    return repo
+
+
+def put_content_at(content: Path, repo: Path) -> None:
+    """Let the notebooks of `repo` look for it in `content` instead of /content."""
     for notebook in repo.glob("notebooks/**/*.ipynb"):
         text = notebook.read_text(encoding="utf-8")
         notebook.write_text(text.replace("/content/", f"{content.as_posix()}/"), encoding="utf-8")
-    return repo
 
 
 def like_colab(folder: Path) -> dict[str, str]:
@@ -147,7 +151,9 @@ def today() -> str:
 
 
 def add_to_file(
-    out: Path, image: str, notebooks: Sequence[dict] = (),
+    out: Path,
+    image: str,
+    notebooks: Sequence[dict] = (),
     fast_tests: Mapping[str, dict] | None = None,
 ) -> dict[str, Any]:
     """Put new rows in the place of those that the file has of the same; what it holds then."""
@@ -184,15 +190,18 @@ def main() -> int:
     arguments = parser.parse_args()
     out = ROOT / "figures" / "support" / f"{arguments.image}.json"
     with tempfile.TemporaryDirectory() as folder:
-        content = Path(folder) / "content"
-        repo = copy_of_the_repository(content)
         if not arguments.skip_tests:
+            # A copy of its own: tests compare the notebooks' text with what they were written from.
+            repo = copy_of_the_repository(Path(folder) / "tests")
             subprocess.run(["git", "init", "-q"], cwd=repo, check=True)
             every = sorted(path.parent.name for path in repo.glob("tests/*/test_*.py"))
             for room in arguments.room or sorted(set(every) - {"browser"}):
                 counts = run_tests(repo, room, arguments.processes)
                 result = add_to_file(out, arguments.image, fast_tests={room: counts})
         if not arguments.skip_notebooks:
+            content = Path(folder) / "content"
+            repo = copy_of_the_repository(content)
+            put_content_at(content, repo)
             os.environ.update(like_colab(Path(folder)))
             for row in run_notebooks(repo, content, arguments.notebook):
                 result = add_to_file(out, arguments.image, notebooks=[row])
