@@ -53,6 +53,27 @@ def ray_tune():
     return tune
 
 
+def start_ray() -> None:
+    """Start Ray, or join the one that RAY_ADDRESS names; ConfigError where it does not come up.
+
+    Its web page stays off: Ray ends what has not answered within a few seconds, and on two busy
+    cores the page's processes take them.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(**({} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}))
+    except Exception as error:  # Ray raises a bare Exception where one of its processes ended
+        problem = shown(str(error), 200)
+        raise ConfigError(
+            f"Ray did not start ({problem}). It waits only seconds for its own processes: where "
+            "other programs keep this machine busy, start the same command again when less runs. "
+            "Its logs are in /tmp/ray/session_latest/logs."
+        ) from error
+
+
 def load_sweep(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The file's `tune_config` and its fields, {"dotted.name": {"strategy", "values"}}.
 
@@ -174,6 +195,7 @@ def run_sweep(
         ),
         run_config=tune.RunConfig(name=Path(sweep_file).stem, storage_path=str(out)),
     )  # fmt: skip
+    start_ray()
     results = tuner.fit()
     results.get_dataframe().to_csv(directory / "trials.csv", index=False)
     return results

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny_runs import model_dir
 
 from rlhf_helpers.config.checks import ConfigError
 from rlhf_helpers.runs.files import read_jsonl
@@ -104,6 +105,39 @@ def test_a_directory_belongs_to_one_sweep(tmp_path):
         sweep._claim(directory, file)
 
 
+class _Ray:
+    """What `start_ray` needs of Ray."""
+
+    def __init__(self, problem=None, runs=False):
+        self.problem, self.runs, self.given = problem, runs, []
+
+    def is_initialized(self):
+        return self.runs
+
+    def init(self, **given):
+        self.given.append(given)
+        if self.problem:
+            raise Exception(self.problem)
+
+
+def test_ray_is_started_once_without_its_page_or_joined(monkeypatch):
+    ray = _Ray()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    sweep.start_ray()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    sweep.start_ray()  # a cluster's settings are its own
+    ray.runs = True
+    sweep.start_ray()
+    assert ray.given == [{"include_dashboard": False}, {}]
+
+
+def test_ray_that_does_not_start_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", _Ray("The current node timed out during startup."))
+    with pytest.raises(ConfigError, match="Ray did not start .*node timed out.*command again"):
+        sweep.start_ray()
+
+
 NOTED = """
 import fcntl, json, time
 from pathlib import Path
@@ -132,6 +166,7 @@ def rates(notes, what):
 def test_four_trials_two_at_once_go_on_after_a_kill(tmp_path):
     """Killed when the first has ended: the same command ends the others, and only them."""
     tests, root = str(Path(__file__).parents[1]), str(tmp_path)
+    model_dir(tmp_path)  # here, once: two trials at once would both make it
     script = write(tmp_path / "script.py", (SCRIPT + NOTED).format(tests=tests, root=root))
     file = write(tmp_path / "rates.yml", """
 tune_config: {metric: reward/mean, mode: max, num_samples: 1}
@@ -177,6 +212,7 @@ optimizer.kwargs.lr: {strategy: grid, values: [0.0, 0.01, 0.02, 0.03]}
 @pytest.mark.slow
 def test_two_trials_of_ray_differ_in_the_swept_field(tmp_path):
     tests = str(Path(__file__).parents[1])
+    model_dir(tmp_path)
     script = write(tmp_path / "script.py", SCRIPT.format(tests=tests, root=str(tmp_path)))
     file = write(tmp_path / "rates.yml", """
 tune_config: {metric: reward/mean, mode: max, num_samples: 1}
