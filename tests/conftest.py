@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before torch is imported: several test files run side by side, and threads that wait for a core
 # that another process has would slow all of them down.
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if not os.environ.get("RLHF_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# An example may take its time: on a busy machine the default of 200 ms fails at random.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser):

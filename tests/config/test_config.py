@@ -616,7 +616,7 @@ SETTINGS += [f"{path}.{name}" for path, names in {
     "model.delta_kwargs": ["lora_r", "lora_alpha", "lora_dropout", "modified_modules"],
 }.items() for name in names]
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(SETTINGS), anything, min_size=1, max_size=2))
 def test_any_value_anywhere_is_accepted_or_refused_in_one_sentence(overrides):
     with warnings.catch_warnings():
@@ -632,7 +632,7 @@ def test_any_value_anywhere_is_accepted_or_refused_in_one_sentence(overrides):
         assert TRLConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=40) | st.sampled_from(
     ["a: &a [*a]", "a: 1\na: 2", "!!python/object/apply:os.system [ls]", "\x00",
      "a: " + "9" * 5000, "2020-13-45", "{}", "- 1", "a: b: c", "? [1, 2]\n: 3", "<<: 3"]))

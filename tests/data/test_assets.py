@@ -87,7 +87,7 @@ def test_heldout_prompts_by_hand():
     assert set(reviews_module.heldout_prompts(data, words=5)) == set(texts[:4])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.lists(st.sampled_from("xyz"), min_size=1, max_size=4), st.integers(0, 9)),

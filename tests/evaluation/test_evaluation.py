@@ -116,7 +116,7 @@ def test_strata_weigh_the_same_whatever_their_size():
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bootstrap_interval_lies_within_the_values(values):
     mean, low, high = paired_bootstrap(values, n_draws=200)
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
@@ -115,14 +115,12 @@ def test_dense_rewards():
 finite = st.floats(-(2.0**99), 2.0**99, width=32)
 
 
-@settings(deadline=None)
 @given(values=st.lists(finite, max_size=8), kind=st.sampled_from([list, np.array, torch.tensor]))
 def test_finite_numbers_come_back_unchanged(values, kind):
     samples = [str(i) for i in range(len(values))]
     assert check_rewards(kind(values), samples) == values
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(finite, min_size=1, max_size=8),
     bad=st.sampled_from([None, math.nan, math.inf, "1", object(), [1.0, 2.0]]),

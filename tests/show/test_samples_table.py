@@ -69,7 +69,7 @@ def test_text_cannot_become_markup():
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_comes_back_as_text(text):
     parsed = Cells(samples_table_html([{"prompt": text, "output": text, "reward": 0.0}]))
     assert parsed.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span"}

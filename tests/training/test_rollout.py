@@ -167,7 +167,7 @@ def test_drawn_ids_end_before_a_stop_sequence(policy):
     assert response == answer[: len(response)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_masks_of_drawn_ids_are_explicit(policy, data):
     """Whatever is drawn, the loss mask covers the response up to its end and nothing else."""
