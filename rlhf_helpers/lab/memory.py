@@ -371,4 +371,4 @@ def advice(parts: dict[str, int], available: int) -> str:
     missing = sum(parts.values()) - available
     name, remedy = largest_part(parts)
     verdict = f"It does not fit: {missing / 1e9:.2f} GB too much." if missing > 0 else "It fits."
-    return f"{verdict} The largest part is {name!r}; to need less of it: {remedy}."
+    return f"{verdict} The largest part that settings change is {name!r}; to need less: {remedy}."

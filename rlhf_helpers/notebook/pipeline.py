@@ -246,6 +246,18 @@ class Interrupts:
             self._watch = None
 
 
+def joined_streams(outputs: list[Any]) -> list[Any]:
+    """Texts of one stream that follow each other, as one: a busy machine sends them in parts."""
+    joined: list[Any] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and "name" in output and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
 def execute_in_place(paths: list[Path]) -> None:
     """Execute committed notebooks with the parameters they hold, and store outputs in them.
 
@@ -268,6 +280,9 @@ def execute_in_place(paths: list[Path]) -> None:
             record_timing=False,
             store_widget_state=False,
         ).execute(env=os.environ | {"RLHF_QUIET_PROGRESS": "1"})  # times differ between runs
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = joined_streams(cell.outputs)
         notebook.metadata["kernelspec"] = {
             "display_name": "Python 3", "language": "python", "name": "python3",
         }  # fmt: skip

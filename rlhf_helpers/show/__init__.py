@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "accuracy_plot", "parting_plot", "price_plot", "read_best_of_n", "read_courses",
         ],
         "verifiable_figures": [
-            "fooled_plot", "learning_plot", "pass_at_k_plot", "right_totals_table", "steps_plot",
+            "fooled_plot", "learning_plot", "pass_at_k_plot", "right_steps_table", "steps_plot",
         ],
         "run_figures": ["headline_figure", "semantics_figure"],
         "study_figures": ["course_figure", "frontier_figure", "judge_figure", "read_table"],

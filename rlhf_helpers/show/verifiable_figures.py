@@ -99,13 +99,13 @@ def steps_plot(evaluation: Mapping[str, Any]) -> Figure:
         ax.set_xticks(range(len(columns)), list(columns))
         ax.set(ylim=(0, 1), xlim=(-0.5, len(columns) - 0.5))
     left.set(title="Running totals shown", ylabel="share, sums of three terms")
-    right.set_title("Right, with and without")
+    right.set_title("Share right, with and without one")
     right.legend(loc="lower right", ncols=2)
     return figure
 
 
-def right_totals_table(metrics: Sequence[Mapping[str, Any]], answers: int = 256) -> Table:
-    """Before right answers: how many of the running totals are right, such as 82 of 114.
+def right_steps_table(metrics: Sequence[Mapping[str, Any]], answers: int = 256) -> Table:
+    """Of right answers that show a step: how many have every step right, such as 82 of 114.
 
     A line before training and one for the end of each kind of run, a column for each seed; runs
     paid by the sloppy verifier are left out. `answers` is how many an evaluation on the way has.
@@ -121,7 +121,7 @@ def right_totals_table(metrics: Sequence[Mapping[str, Any]], answers: int = 256)
         lines["before"].setdefault(f"seed {seed}", counts[0])
         lines.setdefault(kind, {})[f"seed {seed}"] = counts[1]
     seeds = list(lines["before"])
-    return Table([{"right running totals": kind, **{seed: line.get(seed, "") for seed in seeds}}
+    return Table([{"right steps": kind, **{seed: line.get(seed, "") for seed in seeds}}
                   for kind, line in lines.items()])  # fmt: skip
 
 

@@ -142,8 +142,8 @@ def _steps_that_hold(
     if not shares:
         return []
     first, last = (_range(column, 1, 0, "") for column in zip(*shares, strict=True))
-    return [f"{NAMES[method]}: of the right answers behind a running total, {first} % had a right "
-            f"one before training and {last} % after it."]  # fmt: skip
+    return [f"{NAMES[method]}: of the right answers that show a step, {first} % had every step "
+            f"right before training and {last} % after it."]  # fmt: skip
 
 
 def _fooled(

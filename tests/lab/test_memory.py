@@ -137,7 +137,8 @@ def test_every_part_has_a_remedy_and_every_remedy_a_setting():
 def test_the_advice_names_the_largest_part_and_ignores_what_no_setting_changes():
     parts = {"rollouts": 3_000, "logits": 5_000, "Python and libraries": 9_000}
     assert largest_part(parts)[0] == "logits"
-    assert advice(parts, 20_000).startswith("It fits. The largest part is 'logits'")
+    said = advice(parts, 20_000)
+    assert said.startswith("It fits. The largest part that settings change is 'logits'")
     too_much = advice({"key-value cache": 3 * 10**9}, 10**9)
     assert too_much.startswith("It does not fit: 2.00 GB too much.")
     assert "method.chunk_size" in too_much

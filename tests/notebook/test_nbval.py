@@ -12,7 +12,7 @@ from nbformat.v4 import new_output
 from notebook_checks import EXERCISES, NOTEBOOKS
 from tiny_notebooks import write_notebook
 
-from rlhf_helpers.notebook.pipeline import execute_in_place
+from rlhf_helpers.notebook.pipeline import execute_in_place, joined_streams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +95,16 @@ def test_in_place_execution_gives_what_nbval_accepts(tmp_path):
     ]
     nbformat.write(stored, path)
     assert replay(path).returncode == 1
+
+
+def test_texts_of_one_stream_that_follow_each_other_are_one():
+    out, err = (new_output("stream", name=name, text="a") for name in ("stdout", "stderr"))
+    value = new_output("execute_result", data={"text/plain": "1"})
+    outputs = [new_output("stream", name="stdout", text=text) for text in "bcd"]
+    joined = joined_streams([out, *outputs[:2], value, outputs[2], err])
+    found = [(o.output_type, o.get("name"), o.get("text")) for o in joined]
+    assert found == [("stream", "stdout", "abc"), ("execute_result", None, None),
+                     ("stream", "stdout", "d"), ("stream", "stderr", "a")]  # fmt: skip
 
 
 def test_a_notebook_that_fails_is_not_overwritten(tmp_path):

@@ -7,7 +7,7 @@ from rlhf_helpers.show.verifiable_figures import (
     learning_plot,
     method_of,
     pass_at_k_plot,
-    right_totals_table,
+    right_steps_table,
     steps_plot,
 )
 
@@ -102,7 +102,7 @@ def test_right_running_totals_are_counted_by_kind_and_seed():
         metrics += [line(run, 0, steps_and_right=of, steps_hold=held),
                     line(run, 5, steps_and_right=0.1, steps_hold=0.1),
                     line(run, 9, steps_and_right=of_after, steps_hold=held_after)]  # fmt: skip
-    table = right_totals_table(metrics, answers=8)
-    assert table.titles == ["right running totals", "seed 1", "seed 2"]
+    table = right_steps_table(metrics, answers=8)
+    assert table.titles == ["right steps", "seed 1", "seed 2"]
     assert table.cells == [["before", "2 of 4", "6 of 6"], ["a", "4 of 6", "4 of 8"],
                            ["b", "0 of 4", ""]]  # fmt: skip

@@ -97,7 +97,7 @@ def test_sentences_with_these_numbers():
                        "aimed at is reached.")  # fmt: skip
     assert said[3] == ("Of the answers to sums of three terms 36 % showed a running total before "
                        "training, 50 to 91 % after it.")  # fmt: skip
-    assert said[4] == ("RLOO: of the right answers behind a running total, 95 % had a right one "
+    assert said[4] == ("RLOO: of the right answers that show a step, 95 % had every step right "
                        "before training and 75 to 90 % after it.")  # fmt: skip
     assert "right at step 50 (0.680, while 0.700 were paid for)" in said[5]
     assert "0.530 were right and 0.790 paid for" in said[5]
@@ -203,7 +203,7 @@ def test_notebook_07_compares_methods_as_these_files_do():
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the runs are not made yet")
-def test_fewer_running_totals_are_right_at_the_end_of_every_run():
+def test_fewer_steps_are_right_at_the_end_of_every_run():
     metrics = [json.loads(line) for line in (REFERENCE / "metrics.jsonl").read_text().splitlines()]
     last = []
     for name, run in reference()["runs"].items():
