@@ -24,6 +24,8 @@ COURSE = {
     "step?": NUMBER, "proxy?": NUMBER,
 }  # fmt: skip
 
+PAIR_COLOURS = {64: RED, 256: ORANGE, 1024: BLUE, 4096: GREEN}
+
 
 def read_courses(path: str | Path) -> list[dict[str, Any]]:
     """The lines of overoptimisation.csv; UnreadableFileError where it is no such file."""
@@ -68,12 +70,14 @@ def parting_plot(
 
     `labels` maps a value of the field `by` to what the legend calls its group. A line goes from
     step to step where rows have one (PPO), else from KL to KL (best of n). Where rows have
-    gold_low and gold_high, a band shows them.
+    gold_low and gold_high, a band shows them. The colour says from how many pairs a group's reward
+    models learned.
     """
     figure = new_figure(height=3.8)
     proxy, gold = figure.subplots(1, 2)
-    for (value, label), colour in zip(labels.items(), (RED, BLUE, GREEN, ORANGE), strict=False):
+    for value, label in labels.items():
         own = [row for row in rows if row[by] == value]
+        colour = PAIR_COLOURS.get(own[0]["pairs"], "black")
         for i, seed in enumerate(sorted({row["seed"] for row in own})):
             course = sorted((r for r in own if r["seed"] == seed), key=_place)
             kl = [max(row["kl"], 0.0) for row in course]
@@ -102,9 +106,6 @@ def _seed_handle(i: int, seed: float) -> Line2D:
 def _place(row: Mapping[str, Any]) -> float:
     step = row.get("step")
     return row["kl"] if step is None else step
-
-
-PAIR_COLOURS = {64: RED, 256: ORANGE, 1024: BLUE, 4096: GREEN}  # as parting_plot has them
 
 
 @projected

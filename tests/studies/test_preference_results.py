@@ -11,6 +11,7 @@ import pytest
 from rlhf_helpers.config.paths import repo_root
 from rlhf_helpers.rewards.preferences import read_pairs
 from rlhf_helpers.studies import preference_tables as tables
+from rlhf_helpers.studies.overoptimisation import end_of
 from rlhf_helpers.studies.plan import load_plan
 from rlhf_helpers.studies.study import finished
 
@@ -179,9 +180,9 @@ def test_what_is_said_of_the_second_gold_holds():
     assert all(abs(row["gold"]) < 0.02 for row in start.values())
 
 
-def ppo_rows(name):
-    """PPO against reward models of 1,024 pairs, by seed."""
-    rows = [r for r in tables.kept_rows(name) if r["row"]["name"] == "PPO, 1,024 pairs"]
+def ppo_rows(name, row="PPO, 1,024 pairs"):
+    """The finished rows of this name, by seed: PPO against reward models of 1,024 pairs."""
+    rows = [r for r in tables.kept_rows(name) if r["row"]["name"] == row]
     return sorted(rows, key=lambda r: r["row"]["seed"])
 
 
@@ -211,22 +212,76 @@ def test_what_is_said_of_ppo_holds():
     assert f"{lora['evaluation']['judge_after']:.2f}" == "0.80"
 
 
+def test_what_is_said_of_few_and_many_pairs_holds():
+    many, few = (ppo_rows("preferences", f"PPO, {n} pairs") for n in ("4,096", "64"))
+    assert [r["row"]["seed"] for r in many] == [r["row"]["seed"] for r in few] == [1000, 1001, 1002]
+    said = " ".join(STUDY.split())
+    for rows in (many, few):
+        golds = [f"{r['gold_after']:.3f}" for r in rows]
+        assert f"to {golds[0]}, {golds[1]} and {golds[2]}" in said
+    changes = [r["gold_difference"] for r in many]
+    assert span([c["mean"] for c in changes], 2) == "0.34 to 0.37"
+    assert min(c["mean"] for c in changes) > 0.30
+    assert f"{min(c['low'] for c in changes):.2f}" == "0.30"
+    assert span([r["evaluation"]["kl_per_sequence"] for r in many], 1) == "9.0 to 9.6"
+    assert span([r["gold_difference"]["mean"] for r in few], 2) == "0.19 to 0.23"
+    assert span([r["evaluation"]["kl_per_sequence"] for r in few], 1) == "9.1 to 10.3"
+
+
+def free_rows():
+    """PPO without a penalty, and the same reward models' PPO with one: two times [(free, held)]."""
+    return [list(zip(ppo_rows("preferences", f"PPO, {n} pairs, β 0"),
+                     ppo_rows("preferences", f"PPO, {n} pairs"), strict=True))
+            for n in ("64", "4,096")]  # fmt: skip
+
+
+def test_what_is_said_of_ppo_without_a_penalty_holds():
+    few, many = free_rows()
+    assert len(few) == len(many) == 3
+    for free, held in [*few, *many]:
+        assert free["row"]["seed"] == held["row"]["seed"]
+        assert free["settings"]["method"]["init_kl_coef"] == 0
+        assert free["settings"]["train"]["total_steps"] == 192
+    kl = [free["evaluation"]["kl_per_sequence"] for free, _ in [*few, *many]]
+    assert span(kl, 0) == "15 to 17"
+    assert span([free["gold_after"] for free, _ in many], 2) == "0.88 to 0.90"
+    assert span([free["gold_after"] for free, _ in few], 2) == "0.67 to 0.69"
+    more = [[free["gold_after"] - held["gold_after"] for free, held in rows]
+            for rows in (few, many)]  # fmt: skip
+    assert [f"{abs(x):.2f}" for x in more[0]] == ["0.00", "0.03", "0.00"]
+    assert span(more[1], 2) == "0.07 to 0.08"
+    rose = [end_of(free)["proxy"] - end_of(held)["proxy"] for free, held in few]
+    assert span(rose, 1) == "0.5 to 0.7"
+    gamed = [free for free, _ in [*few, *many] if free["evaluation"]["verdict"] == "gamed"]
+    assert [r["row"]["options"]["pairs"] for r in gamed] == [64]
+    assert round(gamed[0]["evaluation"]["perplexity_after"]) == 140
+    said = " ".join(STUDY.split())
+    for sentence in (
+        "without a penalty (β = 0, 192 steps) the policies go 15 to 17 nats far",
+        "gold ends at 0.88 to 0.90 with 4,096 pairs, 0.07 to 0.08 higher than with the penalty",
+        "With 64 pairs it ends at 0.67 to 0.69, by 0.00, 0.03 and 0.00 higher, while the proxies",
+        "are higher by 0.5 to 0.7 standard deviations",
+    ):
+        assert sentence in said, sentence
+
+
 def test_what_is_said_of_dpo_beside_ppo_holds():
-    (dpo,) = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
+    dpo = sorted((r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"),
+                 key=lambda r: r["row"]["seed"])  # fmt: skip
     ppo, (lora,) = ppo_rows("preferences"), tables.kept_rows("preferences_lora")
-    assert dpo["row"]["seed"] == 1002 == ppo[-1]["row"]["seed"]  # the same draw of pairs
+    assert [r["row"]["seed"] for r in dpo] == [r["row"]["seed"] for r in ppo]  # the same pairs
     options = {"pairs": 1024, "beta": 0.1, "steps": 96, "batch_size": 32, "learning_rate": 1e-3}
-    assert dpo["row"]["options"] == options
-    change, evaluation = dpo["gold_difference"], dpo["evaluation"]
-    assert f"{dpo['gold_after']:.3f}" == "0.837"
-    assert [f"{change[k]:.2f}" for k in ("mean", "low", "high")] == ["0.37", "0.34", "0.41"]
-    assert f"{evaluation['kl_per_sequence']:.1f}" == "12.8"
-    perplexities = [row["evaluation"]["perplexity_after"] for row in (dpo, lora)]
-    assert [round(p) for p in perplexities] == [143, 78]
-    assert span([row["evaluation"]["perplexity_after"] for row in ppo], 0) == "74 to 105"
-    assert round(evaluation["perplexity_before"]) == 74
-    assert evaluation["verdict"] == "gamed"
-    assert sorted({row["evaluation"]["verdict"] for row in [*ppo, lora]}) == ["improved"]
+    assert all(r["row"]["options"] == options for r in dpo)
+    golds, said = [f"{r['gold_after']:.3f}" for r in dpo], " ".join(STUDY.split())
+    assert f"bring gold to {golds[0]}, {golds[1]} and {golds[2]} without a reward model" in said
+    assert f"at {span([r['evaluation']['kl_per_sequence'] for r in dpo], 1)} nats" in said
+    odd = [[r["evaluation"]["perplexity_after"] for r in rows] for rows in (dpo, ppo, [lora])]
+    rises = [f"{perplexity:.0f}" for perplexity in odd[0]]
+    assert f"rises from 74 to {rises[0]}, {rises[1]} and {rises[2]}, where PPO's ends" in said
+    assert span(odd[1], 0) == "74 to 105" and span(odd[2], 0) == "78"
+    assert {round(r["evaluation"]["perplexity_before"]) for r in dpo} == {74}
+    assert [r["evaluation"]["verdict"] for r in dpo] == ["improved", "gamed", "gamed"]
+    assert {r["evaluation"]["verdict"] for r in [*ppo, lora]} == {"improved"}
 
 
 # --- what notebook 06 says beside what it computes -----------------------------------------
@@ -277,20 +332,28 @@ def test_the_page_says_of_best_of_n_what_the_file_says():
 
 
 def test_the_page_says_of_ppo_and_dpo_what_the_files_say():
-    rows = ppo_rows("preferences")
-    (before,) = {f"{row['gold_before']:.2f}" for row in rows}
-    assert f"(The 256 prompts of the last line began at {before}.)" in PAGE
-    ends = csv_rows(KEPT / "overoptimisation.csv")
-    climbed = [[float(row["gold"]) for row in ends if row["step"] == step
-                and row["kind"] == "ppo-learned"] for step in ("0", "80", "160")]  # fmt: skip
-    begin, middle, end = climbed
-    assert max(begin) < min(middle) and max(middle) < min(end)  # "gold rises"
-    # "has not been run": PPO from 64 pairs.
-    assert not [row for row in ends if row["pairs"] == "64"]
-    (dpo,) = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
-    options = dpo["row"]["options"]
-    assert options["steps"] * options["batch_size"] == 3 * options["pairs"]
-    assert "takes each of 1,024 pairs three times" in PAGE
+    few, many = free_rows()
+    both = [free for free, _ in [*few, *many]]
+    golds = [span([free["gold_after"] for free, _ in rows], 2) for rows in (many, few)]
+    assert f"With 4,096 pairs it rises to {golds[0]}, with 64 to {golds[1]} only" in PAGE
+    kl = span([row["evaluation"]["kl_per_sequence"] for row in both], 0)
+    assert f"as far, {kl} nats" in PAGE
+    proxy = span([end_of(row)["proxy"] for row in both], 1)
+    assert f"the proxy is {proxy} standard deviations" in PAGE
+    held = span([row["evaluation"]["kl_per_sequence"] for _, row in [*few, *many]], 0)
+    assert f"led PPO {held} nats far" in PAGE
+    more = [[free["gold_after"] - row["gold_after"] for free, row in rows] for rows in (few, many)]
+    assert f"raised gold by {span(more[1], 2)} with 4,096 pairs" in PAGE
+    said = [f"{abs(x):.2f}" for x in more[0]]
+    assert f"raised it by {said[0]}, {said[1]} and {said[2]}, while" in PAGE
+    rose = span([end_of(free)["proxy"] - end_of(row)["proxy"] for free, row in few], 1)
+    assert f"the three proxies rose by {rose} standard deviations" in PAGE
+    assert all(min(x) > -0.01 for x in more)  # "fell in no run by more than chance"
+    dpo = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
+    for options in (row["row"]["options"] for row in dpo):
+        assert options["steps"] * options["batch_size"] == 3 * options["pairs"]
+        assert options["beta"] == 0.1
+    assert "take each of 1,024 pairs three times, with β = 0.1" in PAGE
 
 
 def test_draws_of_one_seed_in_two_studies_share_nothing_and_all_pairs_are_one_draw():
