@@ -99,7 +99,7 @@ def steps_plot(evaluation: Mapping[str, Any]) -> Figure:
         ax.set_xticks(range(len(columns)), list(columns))
         ax.set(ylim=(0, 1), xlim=(-0.5, len(columns) - 0.5))
     left.set(title="Running totals shown", ylabel="share, sums of three terms")
-    right.set_title("Share right, with and without one")
+    right.set_title("Right, with one and without")
     right.legend(loc="lower right", ncols=2)
     return figure
 
