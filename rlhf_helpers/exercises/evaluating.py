@@ -7,7 +7,9 @@ than in the solution: number by number, in plain Python.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +58,33 @@ def check_changes(changes: Callable[..., Any]) -> str | None:
 
 # --- the bootstrap --------------------------------------------------------------------------------
 
-VALUES = tuple(math.sin(7 * i) + 0.3 for i in range(60))  # as good as random
-DRAWS = 4000
+# Most changes are small and a few are large, so that the drawn means are skewed: the bounds lie
+# 1.63 standard errors below the mean and 2.20 above it. In hundredths, for exact sums.
+VALUES = (-0.3, -0.24, -0.2, -0.15, -0.12, -0.09, -0.06, -0.04, -0.02, 0.01,
+          0.03, 0.05, 0.08, 0.11, 0.16, 0.2, 0.35, 0.7, 1.6, 2.8)  # fmt: skip
+# The share of draws outside a bound strays by sqrt(0.025 * 0.975 / DRAWS) = 0.0007.
+DRAWS, STRAYING = 50_000, 0.003
+
+
+@functools.cache
+def chances_of_sums() -> dict[int, float]:
+    """How likely each sum of one draw is, in hundredths: of all draws there are, not of some."""
+    chances = {0: 1.0}
+    for _ in VALUES:
+        longer: dict[int, float] = defaultdict(float)
+        for total, chance in chances.items():
+            for value in VALUES:
+                longer[total + round(100 * value)] += chance / len(VALUES)
+        chances = longer
+    return chances
+
+
+def share_below(bound: float) -> float:
+    """The share of all drawn means that lie below a bound; one that lies on it counts half."""
+    bound *= 100 * len(VALUES)
+    chances = chances_of_sums().items()
+    on_it = sum(chance for total, chance in chances if abs(total - bound) < 0.1)
+    return sum(chance for total, chance in chances if total <= bound - 0.1) + on_it / 2
 
 
 @report
@@ -72,31 +99,42 @@ def check_interval(interval: Callable[..., Any]) -> str | None:
         return f"it returns {len(found)} numbers; return the lower bound and the upper one."
     low, high = found
     mean = math.fsum(VALUES) / len(VALUES)
-    # The mean of n independent draws strays by sigma / sqrt(n), about normally (n is 60).
+    # The mean of n independent draws strays by sigma / sqrt(n).
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in VALUES) / len(VALUES))
     error = spread / math.sqrt(len(VALUES))
-    width = (high - low) / error
     if low > high:
         return "the lower bound comes first."
-    if width < 0.05:
+    if high - low < 0.05 * error:
         return "all draws have the same mean; draw with replacement, as often as there are changes."
     middle = (low + high) / 2
-    if 1.2 * spread < high - low:
+    if 2 * spread < high - low:
         return (
             "these are bounds of single changes; take the mean of each draw first, then the bounds "
             "of the means."
         )
-    if abs(middle - mean) > 0.4 * error:
+    if abs(middle - mean) > 0.8 * error:
         return "the interval does not lie round the mean of the changes."
-    if abs(width - 2 * 1.96) < 0.35:
+    outside = share_below(low), 1 - share_below(high)
+
+    def are(share: float, straying: float) -> bool:
+        return all(abs(found - share) < straying for found in outside)
+
+    if are(0.025, STRAYING):
         return None
-    if abs(width - 2 * 1.645) < 0.25:
+    if are(0.05, 2 * STRAYING):
         return "that is a 90 % interval; 95 % leave 2.5 % out on each side."
-    if abs(width - 2 * 0.674) < 0.2:
+    if are(0.25, 4 * STRAYING):
         return "these are the quartiles, half of the means; 95 % leave 2.5 % out on each side."
+    if abs(middle - mean) < 0.02 * error:
+        return (
+            "the lower bound lies as far below the mean as the upper one above it, as it does with "
+            "mean ± 1.96 standard errors. These changes are skewed, and so are the drawn means: "
+            "return two quantiles of them."
+        )
     return (
-        f"the interval is {width:.1f} standard errors wide, and about 3.9 are right; does each "
-        "draw have as many changes as were given?"
+        f"{100 * outside[0]:.1f} % of all drawn means lie below the lower bound and "
+        f"{100 * outside[1]:.1f} % above the upper one; 2.5 % each are right. Does each draw have "
+        "as many changes as were given, and are there `draws` draws?"
     )
 
 

@@ -80,11 +80,21 @@ def check_top_k(top_k: Callable[[torch.Tensor, int], Any]) -> str | None:
     return None
 
 
-SAMPLES = (
+# They differ in what the task proposes: length, exclamation marks, words, a rhyme.
+HONEST = (
     "A fine film, and I will see it again.",
-    "Too long. I left after an hour.",
-    "",
+    "Too long! I left after an hour!",
+    "It rained all night.\nThe hall had no light.",
 )
+SAMPLES = (*HONEST, "")
+
+
+def as_number(reward: Any) -> float:
+    """A number of Python, numpy or torch as a float; nan for what is no number."""
+    try:
+        return math.nan if isinstance(reward, str | bytes) else float(reward)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: of several numbers
+        return math.nan
 
 
 @report
@@ -101,32 +111,38 @@ def check_reward(reward_fn: Callable[..., Any]) -> str | None:
     found = call(samples)
     if found is None:
         return NOTHING
-    if isinstance(found, int | float):
+    try:
+        found = [as_number(x) for x in found]
+    except TypeError:  # nothing to go through
         return "it returns one number for all; return a list with one number for each sample."
-    found = list(found)
     if len(found) != len(samples):
         return f"it returns {len(found)} numbers for {len(samples)} samples."
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in found):
+    if not all(math.isfinite(x) for x in found):
         return "every reward has to be a finite number, that of an empty text as well."
-    if list(call(samples[::-1])) != found[::-1]:
+    if [as_number(x) for x in call(samples[::-1])] != found[::-1]:
         return (
             "in another order the samples get other rewards; each reward has to come from its own "
             "sample alone, in the order of the samples."
         )
     if len(set(found)) == 1:
-        return "all three samples get the same reward; nothing can be learnt from that."
+        return (
+            "all samples get the same reward; nothing can be learnt from that. They are: "
+            f"{', '.join(map(repr, SAMPLES))}."
+        )
     return None
 
 
 @report
-def check_gamed(reward_fn: Callable[..., Any], gamed: str) -> str | None:
-    """`gamed` is a text that no reader likes and that beats every honest one."""
-    if not isinstance(gamed, str) or not gamed.strip():
+def check_gamed(reward_fn: Callable[..., Any], gamed: str | None) -> str | None:
+    """`gamed` is a text that no reader likes and that beats every honest one; None: still open."""
+    if gamed is None:
         raise NotImplementedError
-    *honest, found = reward_fn(samples=[*SAMPLES, gamed])
-    if gamed in SAMPLES:
+    if not isinstance(gamed, str):
+        return f"`gamed` is not a text but of the type {type(gamed).__name__}."
+    *honest, found = (as_number(x) for x in reward_fn(samples=[*HONEST, gamed]))
+    if gamed in HONEST:
         return "that is one of the honest texts; write one that cheats."
-    if found <= max(honest):
+    if not found > max(honest):
         return f"it scores {found:.3g}, and an honest text {max(honest):.3g}; find a higher one."
     return None
 
@@ -160,7 +176,7 @@ def check_start(start_lora: Callable[[int, int, int], Any]) -> str | None:
     found = start_lora(6, 4, 2)
     if found is None:
         return "it returns None; return the two matrices, A first."
-    A, B = (torch.as_tensor(matrix).detach() for matrix in found)
+    A, B = (torch.as_tensor(matrix).detach().double() for matrix in found)
     if (A.shape, B.shape) == ((4, 2), (2, 6)):
         return "A and B have changed places: A is rank × in, B is out × rank."
     if (A.shape, B.shape) != ((2, 6), (4, 2)):
@@ -172,8 +188,14 @@ def check_start(start_lora: Callable[[int, int, int], Any]) -> str | None:
         return "with both at zero neither gets a gradient, and nothing is ever learnt."
     if (B @ A).any():
         return "B A is not zero: the policy would not start at the model that was there."
-    if not B.any() and len(set(A.flatten().tolist())) == 1:
-        return "all entries of A are alike, so that all its rows stay alike; draw them at random."
+    # A row of A and its column of B learn together: one unit of the rank.
+    if torch.linalg.matrix_rank(torch.cat([A, B.T], dim=1)) < 2:
+        which = "rows of A" if A.any() else "columns of B"
+        return (
+            f"the {which} are all alike, or multiples of one: they get the same gradient, or "
+            "multiples of one, and stay so. B A would never have more than rank 1; draw them at "
+            "random."
+        )
     return None
 
 

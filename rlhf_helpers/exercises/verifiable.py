@@ -76,6 +76,11 @@ def check_pass_at_k(pass_at_k: Callable[[int, int, int], Any]) -> str | None:
 GROUPS = ((1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 1.0))
 
 
+def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether they are equal but for something small that was added to the deviation."""
+    return torch.allclose(found, expected, rtol=0.02, atol=1e-5)
+
+
 @report
 def check_grpo(group_advantages: Callable[[torch.Tensor], Any]) -> str | None:
     """group_advantages(rewards [n, k]) -> less the group's mean, in its standard deviations."""
@@ -103,9 +108,11 @@ def check_grpo(group_advantages: Callable[[torch.Tensor], Any]) -> str | None:
             deviation = math.sqrt(sum(x * x for x in row) / divisor)
             expected.append([x / (deviation or 1) for x in row])
         expected = torch.tensor(expected).double()
-        if torch.allclose(found, expected, atol=2e-3):
+        if alike(found, expected):
             return None
-        if torch.allclose(found, -expected, atol=2e-3):
+        if alike(found[:2], expected[:2]):
+            return "equal rewards teach nothing: all advantages of such a group have to be 0."
+        if alike(found, -expected):
             return "the sign: an answer better than the group's mean has a positive advantage."
     if close(found, centred):
         return "the mean is taken off; now divide by the group's standard deviation."
@@ -117,7 +124,7 @@ def check_grpo(group_advantages: Callable[[torch.Tensor], Any]) -> str | None:
         )
     whole = rewards.double()
     for x in (whole - whole.mean(), (whole - whole.mean()) / whole.std(), whole - whole.mean(0)):
-        if torch.allclose(found, x, atol=2e-3):
+        if alike(found, x):
             return "it mixes the problems. A row holds the answers to one problem: use dim=1."
     return "the first row has the mean 1/4 and the deviation 1/2: its first advantage is 1.5."
 
@@ -163,6 +170,7 @@ def check_token_weights(token_weights: Callable[[torch.Tensor], Any]) -> str | N
 
 # --- a verifier -----------------------------------------------------------------------------------
 
+WORKED_OUT = "it works sums out for the policy: `145+1` is no answer yet."
 # output, right answer, is it right, what somebody who decides otherwise has done
 OUTPUTS = (
     ("146", "146", True, "it refuses the plain right answer."),
@@ -177,7 +185,14 @@ OUTPUTS = (
     ("-146", "146", False, "the sign is lost: −146 is not 146."),
     ("146=", "146", False, "nothing stands behind the last equals sign of `146=`: no answer."),
     ("", "0", False, "it pays for an empty output."),
-    ("145+1", "146", False, "it works sums out for the policy: `145+1` is no answer yet."),
+    ("145+1", "146", False, WORKED_OUT),
+    ("146+1", "146", False,
+     "it takes a number out of an unfinished sum: `146+1` is no answer yet."),
+    ("9+146", "146", False,
+     "it takes a number out of an unfinished sum: `9+146` is no answer yet."),
+    ("146+", "146", False, "it takes a number out of an unfinished sum: `146+` is no answer yet."),
+    ("1_46", "146", False,
+     "`int()` reads `1_46` as 146, but 146 is not what was written: compare texts."),
 )  # fmt: skip
 
 
@@ -197,6 +212,10 @@ def check_verifier(verifier: Callable[..., Any]) -> str | None:
                 "it makes a number of every output, and a policy writes anything: nothing stands "
                 "behind the last equals sign of `146=`. Compare texts."
             )
+        raise
+    except SyntaxError as error:
+        if error.filename == "<string>":  # of eval, at `146+`
+            return WORKED_OUT
         raise
     if found is None:
         return NOTHING

@@ -1,7 +1,9 @@
 """Every check of the exercises to notebook 05: right answers pass, each mistake is told apart."""
 
+import functools
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -19,14 +21,14 @@ def changes_by_search(before, after):
     ]  # fmt: skip
 
 
-def means_of_draws(changes, draws, size=None):
-    chooser, values = random.Random(1), changes.tolist()
-    size = size or len(values)
+@functools.cache
+def means_of_draws(values, draws, size):
+    chooser = random.Random(1)
     return sorted(sum(chooser.choices(values, k=size)) / size for _ in range(draws))
 
 
 def interval_by_sorting(changes, draws, generator, out=0.025, size=None):
-    means = means_of_draws(changes, draws, size)
+    means = means_of_draws(tuple(changes.tolist()), draws, size or len(changes))
     return means[int(out * draws)], means[int((1 - out) * draws) - 1]
 
 
@@ -54,14 +56,42 @@ RIGHT = [
 test_a_right_answer_is_right = right_answers(RIGHT)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_right_interval_is_right_whatever_the_draws(capsys, seed):
+def bootstrap(low, high, seed=0):
+    """These two quantiles of the drawn means."""
+
     def interval(changes, draws, generator):
         generator.manual_seed(seed)
         drawn = torch.randint(len(changes), (draws, len(changes)), generator=generator)
-        return changes[drawn].mean(dim=1).quantile(torch.tensor([0.025, 0.975])).tolist()
+        return changes[drawn].mean(dim=1).quantile(torch.tensor([low, high])).tolist()
 
-    assert said(capsys, checks.check_interval, interval) == "Right."
+    return interval
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_right_interval_is_right_whatever_the_draws(capsys, seed):
+    assert said(capsys, checks.check_interval, bootstrap(0.025, 0.975, seed)) == "Right."
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "low, high",
+    [(0.035, 0.965), (0.03, 0.97), (0.02, 0.98), (0.01, 0.96), (0.04, 0.99), (0.025, 0.97)],
+)
+def test_other_quantiles_are_told_so(capsys, low, high, seed):
+    sentence = said(capsys, checks.check_interval, bootstrap(low, high, seed))
+    assert "2.5 % each are right" in sentence
+    counted = [float(share) for share in re.findall(r"([\d.]+) %", sentence)[:2]]
+    assert counted == pytest.approx([100 * low, 100 * (1 - high)], abs=0.25)
+
+
+def test_the_chances_of_the_sums_are_those_of_many_draws():
+    assert math.isclose(sum(checks.chances_of_sums().values()), 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(20, (200_000, 20), generator=generator)
+    drawn = torch.tensor(checks.VALUES)[drawn].mean(dim=1)
+    for bound in (0.0, 0.2, 0.5):
+        share = float((drawn < bound).double().mean())
+        assert checks.share_below(bound) == pytest.approx(share, abs=0.006)
 
 
 # --- the mistakes that the checks name: words of the sentence -> the wrong answer ---
@@ -91,6 +121,17 @@ def of_single_changes(changes, draws, generator):
 def shifted(changes, draws, generator):
     low, high = interval_by_sorting(changes, draws, generator)
     return low - changes.mean(), high - changes.mean()
+
+
+def without_drawing(changes, draws, generator):
+    error = 1.96 * changes.std() / len(changes) ** 0.5
+    return changes.mean() - error, changes.mean() + error
+
+
+def around_the_mean(changes, draws, generator):
+    drawn = torch.randint(len(changes), (draws, len(changes)), generator=generator)
+    means = changes[drawn].mean(dim=1)
+    return means.mean() - 2 * means.std(), means.mean() + 2 * means.std()
 
 
 def with_n(n):
@@ -123,7 +164,9 @@ MISTAKES = [
     (checks.check_interval, "90 % interval", lambda c, d, g: interval_by_sorting(c, d, g, 0.05)),
     (checks.check_interval, "quartiles", lambda c, d, g: interval_by_sorting(c, d, g, 0.25)),
     (checks.check_interval, "as many changes",
-     lambda c, d, g: interval_by_sorting(c, d, g, size=30)),
+     lambda c, d, g: interval_by_sorting(c, d, g, size=10)),
+    (checks.check_interval, "as far below the mean as the upper", without_drawing),
+    (checks.check_interval, "as far below the mean as the upper", around_the_mean),
     (checks.check_perplexity, "did you forget `return`", lambda nats, n: None),
     (checks.check_perplexity, "nats a token; perplexity", lambda nats, n: nats.sum() / n.sum()),
     (checks.check_perplexity, "own perplexities", lambda nats, n: (nats / n).exp().mean()),

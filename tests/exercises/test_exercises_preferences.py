@@ -1,6 +1,7 @@
 """Every check of the exercises to notebook 06: right answers pass, each mistake is told apart."""
 
 import math
+from operator import itemgetter
 
 import pytest
 import torch
@@ -30,6 +31,13 @@ def gold_by_sorting(proxy, gold):
     return gold.gather(1, proxy.sort(dim=1, descending=True, stable=True).indices[:, :1])[:, 0]
 
 
+def gold_row_by_row(best):
+    """`best` chooses one pair, of proxy and gold, from those of a prompt."""
+    return lambda proxy, gold: torch.stack(
+        [best(zip(*rows, strict=True))[1] for rows in zip(proxy, gold, strict=True)]
+    )
+
+
 def dpo_by_softplus(chosen, rejected, ref_chosen, ref_rejected, beta):
     return F.softplus(-beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
 
@@ -39,8 +47,15 @@ RIGHT = [
     (checks.check_reward_loss, loss_by_softplus),
     (checks.check_last_state, last_by_flip),
     (checks.check_best_by_proxy, gold_by_sorting),
+    (checks.check_best_by_proxy,
+     lambda proxy, gold: gold.gather(1, proxy.argsort(dim=1)[:, -1:])[:, 0]),
+    (checks.check_best_by_proxy,
+     lambda proxy, gold: gold.gather(1, proxy.topk(1, dim=1).indices)[:, 0]),
+    (checks.check_best_by_proxy, gold_row_by_row(max)),
+    (checks.check_best_by_proxy,
+     gold_row_by_row(lambda pairs: sorted(pairs, key=itemgetter(0))[-1])),
     (checks.check_dpo, dpo_by_softplus),
-]
+]  # fmt: skip
 
 
 test_a_right_answer_is_right = right_answers(RIGHT)

@@ -43,6 +43,9 @@ RIGHT = [
     (checks.check_grpo, grpo_row_by_row),
     (checks.check_grpo, lambda r: (r - r.mean(1, True)) / (r.std(1, correction=0, keepdim=True)
                                                            + 1e-6)),
+    *[(checks.check_grpo, lambda r, small=small: (r - r.mean(1, True)) / (r.std(1, keepdim=True)
+                                                                         + small))
+      for small in (1e-8, 1e-4, 7e-4, 1e-3, 5e-3)],
     (checks.check_token_weights, weights_row_by_row),
     (checks.check_verifier, split_and_compare),
     (checks.check_verifier, exact_answer),
@@ -68,6 +71,13 @@ def numbers(text):
 
 def last(text):
     return text.split("=")[-1]
+
+
+def same_for_python(output, answer):
+    try:
+        return int(last(output)) == int(answer)
+    except ValueError:
+        return False
 
 
 def raising(error):
@@ -107,7 +117,10 @@ MISTAKES = [
     (checks.check_grpo, "mixes the problems", lambda r: r - r.mean()),
     (checks.check_grpo, "mixes the problems", lambda r: (r - r.mean()) / r.std()),
     (checks.check_grpo, "mixes the problems", lambda r: r - r.mean(0)),
+    (checks.check_grpo, "mixes the problems", lambda r: (r - r.mean()) / (r.std() + 1e-3)),
     (checks.check_grpo, "is 1.5", lambda r: 2 * grpo_row_by_row(r)),
+    (checks.check_grpo, "is 1.5", lambda r: (r - r.mean(1, True)) / (r.std(1, keepdim=True) + 0.1)),
+    (checks.check_grpo, "have to be 0", lambda r: grpo_row_by_row(r) + 1e-3),
     (checks.check_token_weights, "did you forget `return`", lambda m: None),
     (checks.check_token_weights, "fit [B, T]: add keepdim=True, which makes it [B, 1]",
      lambda m: (m / m.sum(dim=1) / len(m), m / m.sum())),
@@ -127,7 +140,7 @@ MISTAKES = [
     (checks.check_verifier, "Compare texts", verdict(lambda o, a: int(last(o)) == int(a))),
     (checks.check_verifier, "Compare texts", verdict(lambda o, a: float(last(o)) == float(a))),
     (checks.check_verifier, "it raised ValueError", raising(ValueError("no number"))),
-    (checks.check_verifier, "numbers for 12 outputs", lambda **_: [1.0]),
+    (checks.check_verifier, "numbers for 16 outputs", lambda **_: [1.0]),
     (checks.check_verifier, "it gives 0.5", lambda outputs, **_: [0.5] * len(outputs)),
     (checks.check_verifier, "pays for a wrong number", verdict(lambda o, a: True)),
     (checks.check_verifier, "plain right answer", verdict(lambda o, a: False)),
@@ -144,7 +157,17 @@ MISTAKES = [
      verdict(lambda o, a: numbers(o)[-1:] == [a] and "+" not in last(o))),
     (checks.check_verifier, "empty output", verdict(lambda o, a: last(o) == a or not o)),
     (checks.check_verifier, "works sums out",
-     verdict(lambda o, a: bool(last(o)) and eval(last(o)) == int(a))),
+     verdict(lambda o, a: o == "145+1" or last(o) == a)),
+    (checks.check_verifier, "works sums out",
+     verdict(lambda o, a: bool(last(o)) and eval(last(o)) == int(a))),  # "146+" is no sum
+    (checks.check_verifier, "it raised SyntaxError", raising(SyntaxError("of an own parser"))),
+    (checks.check_verifier, "`146+1` is no answer yet",
+     verdict(lambda o, a: numbers(last(o))[:1] == [a])),
+    (checks.check_verifier, "`9+146` is no answer yet",
+     verdict(lambda o, a: numbers(last(o))[-1:] == [a])),
+    (checks.check_verifier, "`146+` is no answer yet",
+     verdict(lambda o, a: last(o).removesuffix("+") == a)),
+    (checks.check_verifier, "`int()` reads `1_46` as 146", verdict(same_for_python)),
 ]  # fmt: skip
 
 
