@@ -283,11 +283,27 @@ def test_every_seed_of_the_showcase_does_what_the_pages_say():
         assert e["reward_after"] > 0.85 and e["judge_difference"]["low"] > 0.2, e["seed"]
         assert e["perplexity_after"] < e["perplexity_before"]
     assert list(found) == [1000, 1001, 1002]
-    verdicts = [e["verdict"] for e in found.values()]
-    after = ", ".join(f"{e['reward_after']:.3f}" for e in list(found.values())[1:])
-    text = " ".join(README.split())
-    assert f"two more seeds, on 256: {after.replace(', ', ' and ')}, *{verdicts[1]}*" in text
-    assert verdicts[1] == verdicts[2]
+    assert [e["verdict"] for e in found.values()] == ["improved", "narrower", "narrower"]
+
+
+def test_the_showcase_on_a_thousand_prompts_is_what_the_pages_say():
+    found = [json.loads((path / "evaluation_1000.json").read_text())
+             for path in results.finished_runs("smollm2")]  # fmt: skip
+    assert [e["run_seed"] for e in found] == [1000, 1001, 1002]
+    assert {(e["n_prompts"], e["verdict"]) for e in found} == {(1000, "improved")}
+    after = [f"{e['reward_after']:.3f}" for e in found]
+    judge = sorted(f"{e['judge_difference']['mean']:.2f}" for e in found)
+    assert f"two more seeds end at {after[1]} and {after[2]}, *improved* too" in " ".join(
+        README.split()
+    )
+    study = " ".join((repo_root() / "docs/study.md").read_text(encoding="utf-8").split())
+    assert f"rewards are {after[0]}, {after[1]} and {after[2]} (0.85 had been aimed at)" in study
+    assert f"the judge rises by {judge[0]} to {judge[-1]}" in study
+    for path, e in zip(results.finished_runs("smollm2"), found, strict=True):
+        few = json.loads((path / "evaluation.json").read_text())
+        assert e["self_bleu_after"] < 2 * e["self_bleu_before"]
+        twice = few["self_bleu_after"] >= 2 * few["self_bleu_before"]
+        assert twice == (few["verdict"] == "narrower")
 
 
 def test_what_an_iteration_of_the_showcase_takes():

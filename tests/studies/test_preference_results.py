@@ -284,6 +284,22 @@ def test_what_is_said_of_dpo_beside_ppo_holds():
     assert {r["evaluation"]["verdict"] for r in [*ppo, lora]} == {"improved"}
 
 
+def test_what_is_said_of_ppo_under_the_second_gold_holds():
+    few, many = (ppo_rows("preferences_fluency", f"PPO, {n} pairs, β 0") for n in ("64", "1,024"))
+    assert len(few) == len(many) == 3
+    rises = [[r["gold_difference"]["mean"] for r in rows] for rows in (few, many)]
+    assert [span(own, 1) for own in rises] == ["2.3 to 3.7", "2.9 to 3.2"]
+    assert min(rises[0]) < min(rises[1]) and max(rises[0]) > max(rises[1])
+    both = [*few, *many]
+    assert span([r["evaluation"]["kl_per_sequence"] for r in both], 0) == "16 to 19"
+    assert all(end_of(r)["proxy"] < r["gold_after"] + 0.05 for r in both)
+    assert span([r["evaluation"]["perplexity_after"] for r in both], 0) == "29 to 36"
+    assert {r["evaluation"]["verdict"] for r in both} == {"narrower"}
+    said = " ".join(STUDY.split())
+    assert "raises it by 2.3 to 3.7 with the reward models from 64 pairs and by 2.9 to 3.2" in said
+    assert "at 16 to 19 nats" in said and "falls from 74 to 29 to 36" in said
+
+
 # --- what notebook 06 says beside what it computes -----------------------------------------
 
 
