@@ -275,6 +275,16 @@ def test_a_real_pretrained_model_improves_beyond_its_intervals():
     assert said in " ".join(README.split())
 
 
+def test_what_docs_study_says_of_dpo_on_the_frontier_holds():
+    rows = study_report.study_rows("frontier")
+    (dpo,) = [row for row in rows if row["kind"] == "dpo"]
+    grpo = [row for row in rows if row["name"] == "GRPO, β 0.04"]
+    assert f"{dpo['reward_after']:.2f} at {dpo['kl_per_sequence']:.1f} nats" == "0.79 at 10.2 nats"
+    assert f"{sum(row['reward_after'] for row in grpo) / 3:.2f}" == "0.88"
+    assert abs(sum(row["kl_per_sequence"] for row in grpo) / 3 - dpo["kl_per_sequence"]) < 1
+    assert round(dpo["perplexity_after"]) == 151 and dpo["verdict"] == "gamed"
+
+
 def test_every_seed_of_the_showcase_does_what_the_pages_say():
     found = {}
     for path in results.finished_runs("smollm2"):
