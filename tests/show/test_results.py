@@ -309,11 +309,13 @@ def test_the_showcase_on_a_thousand_prompts_is_what_the_pages_say():
     study = " ".join((repo_root() / "docs/study.md").read_text(encoding="utf-8").split())
     assert f"rewards are {after[0]}, {after[1]} and {after[2]} (0.85 had been aimed at)" in study
     assert f"the judge rises by {judge[0]} to {judge[-1]}" in study
-    for path, e in zip(results.finished_runs("smollm2"), found, strict=True):
-        few = json.loads((path / "evaluation.json").read_text())
-        assert e["self_bleu_after"] < 2 * e["self_bleu_before"]
-        twice = few["self_bleu_after"] >= 2 * few["self_bleu_before"]
-        assert twice == (few["verdict"] == "narrower")
+    few = [json.loads((path / "evaluation.json").read_text())
+           for path in results.finished_runs("smollm2")]  # fmt: skip
+    more, more_few = ([e["self_bleu_after"] - e["self_bleu_before"] for e in runs]
+                      for runs in (found, few))  # fmt: skip
+    assert [f"{x:.2f}" for x in more_few[1:]] == ["0.11", "0.11"] and more_few[0] < 0.1
+    assert (f"{min(more):.2f}", f"{max(more):.2f}") == ("0.06", "0.09")
+    assert "it rises by 0.11 with two seeds, on a thousand by 0.06 to 0.09" in study
 
 
 def test_what_an_iteration_of_the_showcase_takes():
