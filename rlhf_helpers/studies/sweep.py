@@ -69,8 +69,7 @@ def start_ray() -> None:
         problem = shown(str(error), 200)
         raise ConfigError(
             f"Ray did not start ({problem}). It waits only seconds for its own processes: where "
-            "other programs keep this machine busy, start the same command again when less runs. "
-            "Its logs are in /tmp/ray/session_latest/logs."
+            "other programs keep this machine busy, start the same command again when less runs."
         ) from error
 
 
