@@ -66,17 +66,37 @@ def results_table(profile: str = "cpu") -> str:
 
 
 def _other_code(paths: list[Path], profile: str) -> str:
-    """Which seeds ran with another version of the code than the reference run, if any."""
-    commits = {path: read_manifest(path / "manifest.json")["versions"].get("commit")
-               for path in paths}  # fmt: skip
-    reference = next((c for p, c in commits.items() if p.parent.name == "reference_runs"), None)
-    others = [path.name.rpartition("-")[2] for path, c in commits.items() if c != reference]
-    if reference is None or not others:
+    """Which seeds ran with other code, or on another machine, than the reference run, if any."""
+    manifests = {path: read_manifest(path / "manifest.json") for path in paths}
+    reference = next((m for p, m in manifests.items() if p.parent.name == "reference_runs"), None)
+    if reference is None:
         return ""
-    return (
-        f" Seeds {', '.join(others)} were run with another version of the code than seed "
-        f"{_seed(profile)} (`commit` in their `manifest.json`)."
-    )
+    first = f"seed {_seed(profile)}"
+    elsewhere: dict[str, list[str]] = {}
+    other_code = []
+    for path, manifest in manifests.items():
+        seed, commit = path.name.rpartition("-")[2], manifest["versions"].get("commit")
+        if commit and commit != reference["versions"].get("commit"):
+            other_code.append(seed)
+        if _machine(manifest) != _machine(reference):
+            elsewhere.setdefault(_machine(manifest), []).append(seed)
+    said = [f" {_seeds(seeds)} run on {machine}, {first} on {_machine(reference)}."
+            for machine, seeds in elsewhere.items()]  # fmt: skip
+    if other_code:
+        said.append(f" {_seeds(other_code)} run with another version of the code than {first} "
+                    "(`commit` in `manifest.json`).")  # fmt: skip
+    return "".join(said)
+
+
+def _seeds(seeds: list[str]) -> str:
+    return f"Seed {seeds[0]} was" if len(seeds) == 1 else f"Seeds {', '.join(seeds)} were"
+
+
+def _machine(manifest: dict[str, Any]) -> str:
+    """The processor and the version of torch, which both decide the last digits of a run."""
+    name = re.sub(r"\((R|TM)\)", "", manifest.get("device", {}).get("name") or "a CPU")
+    torch = str(manifest["versions"].get("torch", "")).partition("+")[0]
+    return f"{name} with torch {torch}" if torch else name
 
 
 def _seed(profile: str) -> int:

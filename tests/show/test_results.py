@@ -105,9 +105,34 @@ def test_seeds_of_another_version_of_the_code_are_named(tmp_path, monkeypatch):
         (folder / "manifest.json").write_text(json.dumps(manifest))
         (folder / "evaluation.json").write_text(json.dumps(evaluation | {"seed": seed}))
     table = results.results_table()
-    assert "Seeds 2 were run with another version of the code than seed 1 (`commit`" in table
+    assert "Seed 2 was run with another version of the code than seed 1 (`commit`" in table
     (tmp_path / "figures/seeds/cpu-2/evaluation.json").unlink()
     assert "another version" not in results.results_table()
+
+
+def test_seeds_of_another_machine_are_named(tmp_path, monkeypatch):
+    evaluation = json.loads(
+        (repo_root() / "figures/reference_runs/cpu/evaluation.json").read_text()
+    )
+    monkeypatch.setattr(results, "repo_root", lambda: tmp_path)
+    here, there = ("AMD EPYC", "2.13.0+cpu"), ("Intel(R) Xeon(R)", "2.11.0")
+    for place, seed, (device, torch) in (
+        ("reference_runs/cpu", 1, here), ("seeds/cpu-2", 2, there), ("seeds/cpu-3", 3, there),
+        ("seeds/cpu-4", 4, here),
+    ):  # fmt: skip
+        folder = tmp_path / "figures" / place
+        folder.mkdir(parents=True)
+        versions = {"torch": torch} | ({"commit": "a"} if device == here[0] else {})
+        manifest = {"profile": "cpu", "seed": seed, "versions": versions, "notebooks": [],
+                    "device": {"name": device}}  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "evaluation.json").write_text(json.dumps(evaluation | {"seed": seed}))
+    table = results.results_table()
+    assert (
+        "Seeds 2, 3 were run on Intel Xeon with torch 2.11.0, seed 1 on AMD EPYC with torch "
+        "2.13.0." in table
+    )
+    assert "another version" not in table  # a copy without git knows of no commit
 
 
 def test_tuning_claims_hold_in_the_file_they_name():
@@ -202,6 +227,28 @@ def test_the_finale_is_the_reference_run_without_its_penalty():
 # --- docs/study.md -------------------------------------------------------------------------
 
 STUDY = (repo_root() / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+def test_what_docs_study_says_of_the_base_model_holds():
+    said = " ".join(STUDY.split())
+    card = json.loads(
+        (repo_root() / "rlhf_helpers/artifacts/tiny-opt-imdb/metrics.json").read_text()
+    )
+    assert f"has read {card['training_reviews']:,} reviews" in said
+    assert f"{card['training_tokens'] / 1e6:.0f} million tokens" in said
+    assert f"It needs {card['heldout']['bits_per_byte']:.3f} bits" in said
+    assert f"needs {card['ppmd_order_8_bits_per_byte']:.3f}, and the model" in said
+    lines = (repo_root() / "figures/study/reading.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    preferred = [row["preferred"] for row in rows]
+    assert len(rows) == len({row["prompt"] for row in rows}) == 50
+    votes = [preferred.count(name) for name in ("shipped", "earlier", "tie")]
+    assert "model's {} times and the earlier one's {} times, with {} ties".format(*votes) in said
+    broken = [sum(row["broken_words"][name] for row in rows) for name in ("shipped", "earlier")]
+    assert "about {} broken words in the one's texts and {} in the other's".format(*broken) in said
+    for row in rows:
+        assert row["shipped"].startswith(row["prompt"])
+        assert row["earlier"].startswith(row["prompt"])
 
 
 def test_study_tables_are_those_of_the_committed_files():
