@@ -3,6 +3,7 @@
 import json
 import re
 
+import nbformat
 import pytest
 
 from rlhf_helpers.config.paths import repo_root
@@ -203,23 +204,36 @@ def test_the_finale_is_the_reference_run_without_its_penalty():
     again = summarise_pair(before, after, seed=cheat["seed"])
     for name in ("reward_after", "judge_after", "perplexity_after", "kl_per_sequence"):
         assert again[name] == pytest.approx(cheat[name], rel=1e-4), name
-    # Reward, judge and verdict are pleased; KL and a count of one word tell.
+    # Reward and judge are pleased; the untuned model, KL and a count of one word tell.
     for name in ("reward_after", "judge_after", "perplexity_after"):
         assert cheat[name] > kept[name], name
-    assert cheat["perplexity_after"] < cheat["perplexity_before"]
-    assert cheat["verdict"] == kept["verdict"] == "narrower"
-    assert cheat["kl_per_sequence"] > 2 * kept["kl_per_sequence"]
-    texts = [row["output"].lower() for row in after if row["group"] == "heldout"]
-    share = sum("wonderful" in re.findall("[a-z]+", text) for text in texts) / len(texts)
-    assert share > 0.9
+    assert (kept["verdict"], cheat["verdict"]) == ("narrower", "gamed")
+    assert 1.5 < cheat["perplexity_after"] / cheat["perplexity_before"] < 1.6  # "only just"
+    assert 2.5 < cheat["kl_per_sequence"] / kept["kl_per_sequence"] < 3  # "nearly three times"
+    texts = {
+        name: [set(re.findall("[a-z]+", row["output"].lower())) for row in rows
+               if row["group"] == "heldout"]
+        for name, rows in (("before", before), ("held", read_jsonl(held.after_samples)),
+                           ("free", after))
+    }  # fmt: skip
+
+    def share(name, word):
+        return sum(word in text for text in texts[name]) / len(texts[name])
+
+    assert 0.62 < share("free", "wonderful") < 0.7 and share("before", "wonderful") == 0
+    assert 0.4 < share("held", "great") < 0.5
     said = " ".join(README.split())
-    assert f"{100 * share:.0f} % of the texts say *wonderful*" in said
+    assert f"{100 * share('free', 'wonderful'):.0f} % of the texts say *wonderful*" in said
     numbers = f"reward {cheat['reward_after']:.3f}, judge {cheat['judge_after']:.3f}"
     assert numbers in said
     study = " ".join(STUDY.split())
     assert f"{numbers}, {cheat['kl_per_sequence']:.1f} nats" in study
     perplexities = [cheat[f"perplexity_{when}"] for when in ("before", "after")]
     assert "perplexity went from {:.0f} to {:.0f}".format(*perplexities) in study
+    cells = nbformat.read(repo_root() / "notebooks/05_before_after_evaluation.ipynb", 4).cells
+    page = " ".join(" ".join(c.source.split()) for c in cells if c.cell_type == "markdown")
+    assert "a perplexity of {1:.0f}, where its own texts have {0:.0f}".format(*perplexities) in page
+    assert f"limit at 1.5 times as much, {1.5 * cheat['perplexity_before']:.0f}:" in page
     size = sum(path.stat().st_size for path in free.path.rglob("*") if path.is_file())
     assert size < 5_000_000
 
