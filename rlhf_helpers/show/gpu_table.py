@@ -68,22 +68,25 @@ def gpu_memory_table() -> str:
 
 def gpu_run_table() -> str:
     """Markdown: the notebooks that ran on a GPU with the profile `cpu`, and what came out."""
-    folder = repo_root() / "figures/gpu/cpu-1000"
-    manifest, found = read_manifest(folder / "manifest.json"), read_evaluation(
-        folder / "evaluation.json"
-    )
-    notebooks = manifest["notebooks"]
-    rows = [["notebook", "minutes:seconds"]]
-    rows += [[row["name"], duration(row["seconds"])] for row in notebooks]
-    rows.append([f"all {len(notebooks)}", duration(sum(row["seconds"] for row in notebooks))])
+    folders = [repo_root() / "figures/gpu" / name for name in ("cpu-1000-h100", "cpu-1000-h200")]
+    manifests = [read_manifest(folder / "manifest.json") for folder in folders]
+    times = [{row["name"]: row["seconds"] for row in m["notebooks"]} for m in manifests]
+    rows = [["minutes:seconds", *(m["device"]["name"] for m in manifests)]]
+    rows += [[name, *(duration(own[name]) for own in times)] for name in times[0]]
+    rows.append([f"all {len(times[0])}", *(duration(sum(own.values())) for own in times)])
+    lines = [_gpu_result(*pair) for pair in zip(folders, manifests, strict=True)]
+    return _table("gpu run", rows, "\n\n".join(lines))
+
+
+def _gpu_result(folder: Path, manifest: dict[str, Any]) -> str:
+    found = read_evaluation(folder / "evaluation.json")
     versions = ", ".join(f"{name} {manifest['versions'][name]}"
                          for name in ("python", "torch", "transformers"))  # fmt: skip
-    text = (
-        f"Seed {found['seed']} on an {manifest['device']['name']} ({versions}): reward "
+    return (
+        f"{manifest['device']['name']}, seed {found['seed']} ({versions}): reward "
         f"{found['reward_before']:.3f} → {found['reward_after']:.3f}, judge "
         f"{found['judge_before']:.3f} → {found['judge_after']:.3f}, *{found['verdict']}*."
     )
-    return _table("gpu run", rows, text)
 
 
 def _table(block: str, rows: list[list[str]], text: str = "") -> str:
