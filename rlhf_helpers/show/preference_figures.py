@@ -15,7 +15,17 @@ from matplotlib.lines import Line2D
 
 from rlhf_helpers.config.reading import NUMBER, TEXT
 
-from .plot_style import BLUE, GREEN, GREY, ORANGE, RED, SEED_STYLES, new_figure, projected
+from .plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SEED_STYLES,
+    new_figure,
+    projected,
+)
 from .study_figures import read_table
 
 COURSE = {
@@ -24,7 +34,7 @@ COURSE = {
     "step?": NUMBER, "proxy?": NUMBER,
 }  # fmt: skip
 
-PAIR_COLOURS = {64: RED, 256: ORANGE, 1024: BLUE, 4096: GREEN}
+PAIR_COLOURS = {16: RED, 64: PURPLE, 256: ORANGE, 1024: BLUE, 4096: GREEN}
 
 
 def read_courses(path: str | Path) -> list[dict[str, Any]]:
