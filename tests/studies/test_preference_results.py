@@ -26,6 +26,9 @@ PAGE = " ".join(
 )
 
 
+SAID = " ".join(STUDY.split())
+
+
 def csv_rows(path):
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -38,6 +41,27 @@ def models(name="preferences"):
 
 def mean(values):
     return sum(values) / len(values)
+
+
+def span(values, digits):
+    """"0.35 to 0.38", or one number where both ends are the same."""
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def listed(values, digits):
+    """"0.839, 0.810 and 0.825"."""
+    *first, last = (f"{value:.{digits}f}" for value in values)
+    return f"{', '.join(first)} and {last}"
+
+
+def nats(rows, digits=1):
+    return span([row["evaluation"]["kl_per_sequence"] for row in rows], digits)
+
+
+def assert_said(*sentences):
+    for sentence in sentences:
+        assert sentence in SAID, sentence
 
 
 def test_what_is_kept_is_small():
@@ -113,20 +137,22 @@ def best_of(name, pairs, n):
 
 def test_what_is_said_of_the_reward_models_holds():
     accuracies, about = models(), json.loads((KEPT / "reward_model.json").read_text())
-    assert {n: len(own) for n, own in accuracies.items()} == dict.fromkeys([64, 256, 1024, 4096], 3)
-    said = [f"{mean(accuracies[n]):.2f}" for n in (64, 256, 1024, 4096)]
-    assert said == ["0.59", "0.62", "0.65", "0.66"] and f"{about['ceiling']:.2f}" == "0.82"
-    assert "guesses 0.59, 0.62, 0.65 and 0.66 of" in STUDY
-    assert max(accuracies[1024]) < 0.70 and max(accuracies[4096]) < 0.74  # the goals: not reached
-    assert (min(accuracies[64]), max(accuracies[64])) == pytest.approx((0.55, 0.62), abs=0.005)
+    sizes = [16, 64, 256, 1024, 4096]
+    assert {n: len(own) for n, own in accuracies.items()} == dict.fromkeys(sizes, 3)
     own = [m["accuracy"] for m in tables.models_by_size("preferences")[4096]]
-    assert all(f"{a:.2f}" == "0.70" for a in own)
     (lora,) = tables.models_by_size("preferences_lora")[1024]
     (head,) = [m for m in tables.models_by_size("preferences")[1024] if m["seed"] == 1000]
+    assert_said(
+        f"guesses {listed([mean(accuracies[n]) for n in sizes], 2)} of the new answers",
+        f"The ceiling is {about['ceiling']:.2f}.",
+        f"after 4,096 it is right on {span(own, 2)} of its own pairs",
+        f"one draw of 1,024 pairs came to {lora['heldout']['accuracy']:.2f}, where the head alone "
+        f"has {head['heldout']['accuracy']:.2f} on the same draw",
+        f"{lora['heldout']['accuracy'] - head['heldout']['accuracy']:.3f} more",
+    )
+    assert max(accuracies[1024]) < 0.70 and max(accuracies[4096]) < 0.74  # the goals: not reached
     assert lora["seed"] == 1000 and len(lora["history"]) == 4
-    assert f"{lora['heldout']['accuracy']:.2f}" == "0.64"
-    assert f"{head['heldout']['accuracy']:.2f}" == "0.65"
-    assert round(lora["seconds"]) == 380 and round(head["seconds"]) == 2
+    assert lora["seconds"] > 60 and head["seconds"] < 5  # "for minutes in place of a second"
 
 
 def test_what_is_said_of_the_trials_holds():
@@ -148,34 +174,43 @@ def test_what_is_said_of_the_trials_holds():
 
 
 def test_what_is_said_of_best_of_n_holds():
-    good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 64, 1024)
-    assert len(good) == len(poor) == 3
-    ends = sorted(row["gold"] for row in good.values())
-    assert (f"{ends[0]:.2f}", f"{ends[-1]:.2f}") == ("0.95", "0.96")
-    assert all(f"{r['gold']:.2f}" == "0.44" for r in best_of("preferences", 1024, 1).values())
-    ends = sorted(row["gold"] for row in poor.values())
-    assert (f"{ends[0]:.2f}", f"{ends[-1]:.2f}") == ("0.53", "0.75")
-    before, after = best_of("preferences", 64, 128)[1001], poor[1001]
-    assert max(best_of("preferences", 64, 2**k)[1001]["gold"] for k in range(11)) == before["gold"]
-    assert (f"{before['gold']:.2f}", f"{after['gold']:.2f}") == ("0.61", "0.53")
-    assert (f"{before['proxy']:.1f}", f"{after['proxy']:.1f}") == ("2.7", "3.6")
-    assert (f"{after['gold_low']:.2f}", f"{after['gold_high']:.2f}") == ("0.43", "0.62")
-    assert (f"{before['gold_low']:.2f}", f"{before['gold_high']:.2f}") == ("0.57", "0.64")
+    ends = {n: best_of("preferences", n, 1024) for n in (16, 64, 1024)}
+    assert all(len(own) == 3 for own in ends.values())
+    golds = {n: [row["gold"] for row in own.values()] for n, own in ends.items()}
+    start = {f"{row['gold']:.2f}" for row in best_of("preferences", 1024, 1).values()}
+    before, after = best_of("preferences", 16, 128)[1000], ends[16][1000]
+    assert len(start) == 1 and after["gold"] == min(golds[16])
+    assert_said(
+        f"has a P(POSITIVE) of {span(golds[1024], 2)}, from {start.pop()}, with all three draws",
+        f"From 64 pairs it is {span(golds[64], 2)}, from 16 {span(golds[16], 2)}.",
+        f"of all three {span([row['proxy'] for row in ends[16].values()], 1)} standard deviations",
+        f"gold goes from {before['gold']:.2f} at n = 128 to {after['gold']:.2f} at n = 1,024 "
+        f"(95 % interval {after['gold_low']:.2f} to {after['gold_high']:.2f}), and the proxy from "
+        f"{before['proxy']:.1f} to {after['proxy']:.1f}",
+    )
+    rows = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "best-of-n-learned"]
+    assert len(rows) == 8
+    for pairs, name in ((64, "64"), (4096, "4,096")):
+        for n in (4, 16):
+            own = [r["gold_after"] for r in rows
+                   if (r["row"]["options"]["pairs"], r["row"]["options"]["n"]) == (pairs, n)]
+            assert f"best of {n} from {name} pairs {span(own, 2)}" in SAID, (n, name, span(own, 2))
 
 
 def test_what_is_said_of_the_second_gold_holds():
     accuracies = models("preferences_fluency")
     assert {n: len(own) for n, own in accuracies.items()} == {64: 3, 1024: 3}
-    assert [f"{mean(accuracies[n]):.2f}" for n in (64, 1024)] == ["0.60", "0.66"]
     folder = tables.kept_folder("preferences_fluency")
     about = json.loads((folder / "reward_model.json").read_text())
-    assert f"{about['ceiling']:.2f}" == "0.87" and about["gold"] == "sentiment and fluency"
+    assert about["gold"] == "sentiment and fluency"
     few, many = (best_of("preferences_fluency", n, 128) for n in (64, 1024))
-    assert [f"{few[s]['gold']:.1f}" for s in (1000, 1001, 1002)] == ["2.0", "1.8", "2.2"]
-    assert {f"{row['gold']:.1f}" for row in many.values()} == {"2.2"}
-    later = best_of("preferences_fluency", 64, 256)
-    assert (f"{few[1001]['gold']:.2f}", f"{later[1001]['gold']:.2f}") == ("1.78", "1.73")
-    assert all(later[s]["gold"] > few[s]["gold"] for s in (1000, 1002))
+    assert_said(
+        f"guess {mean(accuracies[64]):.2f} of the answers after 64 pairs and "
+        f"{mean(accuracies[1024]):.2f} after 1,024, of a ceiling of {about['ceiling']:.2f}",
+        f"The best of 128 texts comes to {span([row['gold'] for row in many.values()], 1)} with "
+        "1,024 pairs",
+        f"and to {listed([few[s]['gold'] for s in (1000, 1001, 1002)], 1)} with the draws of 64",
+    )
     start = best_of("preferences_fluency", 64, 1)
     assert all(abs(row["gold"]) < 0.02 for row in start.values())
 
@@ -186,83 +221,68 @@ def ppo_rows(name, row="PPO, 1,024 pairs"):
     return sorted(rows, key=lambda r: r["row"]["seed"])
 
 
-def span(values, digits):
-    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
-
-
 def test_what_is_said_of_ppo_holds():
     rows, (lora,) = ppo_rows("preferences"), ppo_rows("preferences_lora")
-    for row in [*rows, lora]:
-        assert f"{row['gold_before']:.3f}" == "0.463"
-        assert row["settings"]["method"]["semantics"] == "corrected"
     assert [r["row"]["seed"] for r in rows] == [1000, 1001, 1002] and lora["row"]["seed"] == 1000
-    assert [f"{r['gold_after']:.3f}" for r in rows] == ["0.839", "0.810", "0.825"]
-    changes = [r["gold_difference"] for r in rows]
-    assert span([c["mean"] for c in changes], 2) == "0.35 to 0.38"
-    assert min(c["mean"] for c in changes) > 0.25
-    assert f"{min(c['low'] for c in changes):.2f}" == "0.31"
-    assert "0.839, 0.810 and 0.825 on 256 held-out" in " ".join(STUDY.split())
-    assert span([r["evaluation"]["kl_per_sequence"] for r in rows], 1) == "9.2 to 10.4"
-    assert span([r["evaluation"]["judge_after"] for r in rows], 2) == "0.80 to 0.82"
-    assert f"{lora['gold_after']:.3f}" == "0.790"
-    change = lora["gold_difference"]
-    assert [f"{change[k]:.2f}" for k in ("mean", "low", "high")] == ["0.33", "0.29", "0.36"]
-    assert f"{lora['evaluation']['kl_per_sequence']:.1f}" == "8.8"
-    assert f"{lora['evaluation']['judge_after']:.2f}" == "0.80"
+    assert all(r["settings"]["method"]["semantics"] == "corrected" for r in [*rows, lora])
+    start = {f"{row['gold_before']:.3f}" for row in [*rows, lora]}
+    changes, own = [r["gold_difference"] for r in rows], lora["gold_difference"]
+    assert len(start) == 1 and min(c["mean"] for c in changes) > 0.25
+    assert_said(
+        f"of 1,024 pairs gold rises from {start.pop()} to "
+        f"{listed([r['gold_after'] for r in rows], 3)} on 256 held-out prompts",
+        f"by {span([c['mean'] for c in changes], 2)}, at {nats(rows)} nats",
+        f"(the lowest end of a 95 % interval is {min(c['low'] for c in changes):.2f})",
+        f"it rises to {lora['gold_after']:.3f}, by {own['mean']:.2f} ({own['low']:.2f} to "
+        f"{own['high']:.2f}), at {nats([lora])} nats",
+        f"it ends at {span([r['evaluation']['judge_after'] for r in rows], 2)}, with LoRA at "
+        f"{lora['evaluation']['judge_after']:.2f}",
+    )
 
 
 def test_what_is_said_of_few_and_many_pairs_holds():
-    many, few = (ppo_rows("preferences", f"PPO, {n} pairs") for n in ("4,096", "64"))
-    assert [r["row"]["seed"] for r in many] == [r["row"]["seed"] for r in few] == [1000, 1001, 1002]
-    said = " ".join(STUDY.split())
-    for rows in (many, few):
-        golds = [f"{r['gold_after']:.3f}" for r in rows]
-        assert f"to {golds[0]}, {golds[1]} and {golds[2]}" in said
+    many, few, least = (ppo_rows("preferences", f"PPO, {n} pairs") for n in ("4,096", "64", "16"))
+    for rows in (many, few, least):
+        assert [r["row"]["seed"] for r in rows] == [1000, 1001, 1002]
     changes = [r["gold_difference"] for r in many]
-    assert span([c["mean"] for c in changes], 2) == "0.34 to 0.37"
-    assert min(c["mean"] for c in changes) > 0.30
-    assert f"{min(c['low'] for c in changes):.2f}" == "0.30"
-    assert span([r["evaluation"]["kl_per_sequence"] for r in many], 1) == "9.0 to 9.6"
-    assert span([r["gold_difference"]["mean"] for r in few], 2) == "0.19 to 0.23"
-    assert span([r["evaluation"]["kl_per_sequence"] for r in few], 1) == "9.1 to 10.3"
+    assert min(c["mean"] for c in changes) > 0.30  # the goal
+    golds = [listed([r["gold_after"] for r in rows], 3) for rows in (many, few, least)]
+    gains = [span([r["gold_difference"]["mean"] for r in rows], 2) for rows in (many, few, least)]
+    assert_said(
+        f"From 4,096 pairs gold rises to {golds[0]}, by {gains[0]}, at {nats(many)} nats",
+        f"(the lowest end of an interval is {min(c['low'] for c in changes):.2f})",
+        f"From 64 pairs it rises to {golds[1]}, by {gains[1]}, and from 16 to {golds[2]}, by "
+        f"{gains[2]}",
+    )
 
 
-def free_rows():
-    """PPO without a penalty, and the same reward models' PPO with one: two times [(free, held)]."""
-    return [list(zip(ppo_rows("preferences", f"PPO, {n} pairs, β 0"),
-                     ppo_rows("preferences", f"PPO, {n} pairs"), strict=True))
-            for n in ("64", "4,096")]  # fmt: skip
+def free_rows(pairs):
+    """PPO without a penalty, and the same reward models' PPO with one: [(free, held)]."""
+    return list(zip(ppo_rows("preferences", f"PPO, {pairs} pairs, β 0"),
+                    ppo_rows("preferences", f"PPO, {pairs} pairs"), strict=True))  # fmt: skip
 
 
 def test_what_is_said_of_ppo_without_a_penalty_holds():
-    few, many = free_rows()
-    assert len(few) == len(many) == 3
-    for free, held in [*few, *many]:
+    least, few, many = (free_rows(n) for n in ("16", "64", "4,096"))
+    assert len(least) == len(few) == len(many) == 3
+    for free, held in [*least, *few, *many]:
         assert free["row"]["seed"] == held["row"]["seed"]
         assert free["settings"]["method"]["init_kl_coef"] == 0
         assert free["settings"]["train"]["total_steps"] == 192
-    kl = [free["evaluation"]["kl_per_sequence"] for free, _ in [*few, *many]]
-    assert span(kl, 0) == "15 to 17"
-    assert span([free["gold_after"] for free, _ in many], 2) == "0.88 to 0.90"
-    assert span([free["gold_after"] for free, _ in few], 2) == "0.67 to 0.69"
-    more = [[free["gold_after"] - held["gold_after"] for free, held in rows]
+        assert free["gold_after"] > held["gold_after"]  # "It fell in none of the nine"
+    free = [[row for row, _ in rows] for rows in (least, few, many)]
+    more = [[row["gold_after"] - held["gold_after"] for row, held in rows]
             for rows in (few, many)]  # fmt: skip
-    assert [f"{abs(x):.2f}" for x in more[0]] == ["0.00", "0.03", "0.00"]
-    assert span(more[1], 2) == "0.07 to 0.08"
-    rose = [end_of(free)["proxy"] - end_of(held)["proxy"] for free, held in few]
-    assert span(rose, 1) == "0.5 to 0.7"
-    gamed = [free for free, _ in [*few, *many] if free["evaluation"]["verdict"] == "gamed"]
-    assert [r["row"]["options"]["pairs"] for r in gamed] == [64]
-    assert round(gamed[0]["evaluation"]["perplexity_after"]) == 140
-    said = " ".join(STUDY.split())
-    for sentence in (
-        "without a penalty (β = 0, 192 steps) the policies go 15 to 17 nats far",
-        "gold ends at 0.88 to 0.90 with 4,096 pairs, 0.07 to 0.08 higher than with the penalty",
-        "With 64 pairs it ends at 0.67 to 0.69, by 0.00, 0.03 and 0.00 higher, while the proxies",
-        "are higher by 0.5 to 0.7 standard deviations",
-    ):
-        assert sentence in said, sentence
+    proxies = [[end_of(row)["proxy"] for row in rows] for rows in free]
+    assert_said(
+        f"the policies go {nats([*free[0], *free[1], *free[2]], 0)} nats far",
+        f"gold ends at {span([r['gold_after'] for r in free[2]], 2)} with 4,096 pairs and at "
+        f"{span([r['gold_after'] for r in free[1]], 2)} with 64, higher than with the penalty by "
+        f"{span(more[1], 2)} and {span(more[0], 2)}",
+        f"With 16 it ends at {listed([r['gold_after'] for r in free[0]], 3)}",
+        f"The proxies of 16 end at {listed(proxies[0], 1)} standard deviations, those of 4,096 at "
+        f"{span(proxies[2], 1)}",
+    )
 
 
 def test_what_is_said_of_dpo_beside_ppo_holds():
@@ -272,32 +292,33 @@ def test_what_is_said_of_dpo_beside_ppo_holds():
     assert [r["row"]["seed"] for r in dpo] == [r["row"]["seed"] for r in ppo]  # the same pairs
     options = {"pairs": 1024, "beta": 0.1, "steps": 96, "batch_size": 32, "learning_rate": 1e-3}
     assert all(r["row"]["options"] == options for r in dpo)
-    golds, said = [f"{r['gold_after']:.3f}" for r in dpo], " ".join(STUDY.split())
-    assert f"bring gold to {golds[0]}, {golds[1]} and {golds[2]} without a reward model" in said
-    assert f"at {span([r['evaluation']['kl_per_sequence'] for r in dpo], 1)} nats" in said
-    odd = [[r["evaluation"]["perplexity_after"] for r in rows] for rows in (dpo, ppo, [lora])]
-    rises = [f"{perplexity:.0f}" for perplexity in odd[0]]
-    assert f"rises from 74 to {rises[0]}, {rises[1]} and {rises[2]}, where PPO's ends" in said
-    assert span(odd[1], 0) == "74 to 105" and span(odd[2], 0) == "78"
-    assert {round(r["evaluation"]["perplexity_before"]) for r in dpo} == {74}
-    assert [r["evaluation"]["verdict"] for r in dpo] == ["improved", "gamed", "gamed"]
+    odd = [[r["evaluation"]["perplexity_after"] for r in rows] for rows in (dpo, [*ppo, lora])]
+    (before,) = {f"{r['evaluation']['perplexity_before']:.0f}" for r in dpo}
+    assert_said(
+        f"bring gold to {listed([r['gold_after'] for r in dpo], 3)} without a reward model, at "
+        f"{nats(dpo)} nats",
+        f"rises from {before} to {listed(odd[0], 0)}, where PPO's ends at {span(odd[1], 0)}",
+    )
+    assert [r["evaluation"]["verdict"] for r in dpo] == ["improved", "gamed", "improved"]
     assert {r["evaluation"]["verdict"] for r in [*ppo, lora]} == {"improved"}
 
 
 def test_what_is_said_of_ppo_under_the_second_gold_holds():
     few, many = (ppo_rows("preferences_fluency", f"PPO, {n} pairs, β 0") for n in ("64", "1,024"))
     assert len(few) == len(many) == 3
-    rises = [[r["gold_difference"]["mean"] for r in rows] for rows in (few, many)]
-    assert [span(own, 1) for own in rises] == ["2.3 to 3.7", "2.9 to 3.2"]
-    assert min(rises[0]) < min(rises[1]) and max(rises[0]) > max(rises[1])
+    rises = [span([r["gold_difference"]["mean"] for r in rows], 1) for rows in (few, many)]
     both = [*few, *many]
-    assert span([r["evaluation"]["kl_per_sequence"] for r in both], 0) == "16 to 19"
-    assert all(end_of(r)["proxy"] < r["gold_after"] + 0.05 for r in both)
-    assert span([r["evaluation"]["perplexity_after"] for r in both], 0) == "29 to 36"
+    (before,) = {f"{r['evaluation']['perplexity_before']:.0f}" for r in both}
+    after = span([r["evaluation"]["perplexity_after"] for r in both], 0)
+    (over,) = [r for r in both if end_of(r)["proxy"] > r["gold_after"]]
     assert {r["evaluation"]["verdict"] for r in both} == {"narrower"}
-    said = " ".join(STUDY.split())
-    assert "raises it by 2.3 to 3.7 with the reward models from 64 pairs and by 2.9 to 3.2" in said
-    assert "at 16 to 19 nats" in said and "falls from 74 to 29 to 36" in said
+    assert_said(
+        f"raises it by {rises[0]} with the reward models from 64 pairs and by {rises[1]} with "
+        f"those from 1,024, at {nats(both, 0)} nats",
+        f"falls from {before} to {after}",
+        f"the sixth ({over['row']['options']['pairs']} pairs, seed {over['row']['seed']}) says "
+        f"{end_of(over)['proxy']:.1f}, where gold has {over['gold_after']:.1f}",
+    )
 
 
 # --- what notebook 06 says beside what it computes -----------------------------------------
@@ -312,59 +333,49 @@ def test_the_page_says_of_pairs_and_reward_models_what_the_files_say():
     easy = [line for line in lines if abs(line["gold"][0] - line["gold"][1]) > 3][:12]
     assert f"it was {sum(p['gold'][0] > p['gold'][1] for p in easy)} in {len(easy)}" in PAGE
     accuracies, about = models(), json.loads((KEPT / "reward_model.json").read_text())
-    means = [f"{mean(accuracies[n]):.2f}" for n in (64, 256, 1024, 4096)]
-    own = {f"{m['accuracy']:.2f}" for m in tables.models_by_size("preferences")[4096]}
-    assert f"On average {', '.join(means[:3])} and {means[3]}:" in PAGE
+    means = [mean(accuracies[n]) for n in (16, 64, 256, 1024, 4096)]
+    own = [m["accuracy"] for m in tables.models_by_size("preferences")[4096]]
+    assert f"On average {listed(means, 2)}:" in PAGE
     assert f"the ceiling is {about['ceiling']:.2f}" in PAGE
-    assert own == {"0.70"} and "right on only 0.70 of the pairs that it *learned from*" in PAGE
-    few = accuracies[64]
-    assert f"draws of 64 lie between {min(few):.2f} and {max(few):.2f}" in PAGE
+    assert f"right on only {span(own, 2)} of the pairs that it *learned from*" in PAGE
+    few = accuracies[16]
+    assert f"draws of 16 lie between {min(few):.2f} and {max(few):.2f}" in PAGE
     of_seed = {(m["pairs"], m["seed"]): m["heldout"]["accuracy"] for m in about["models"].values()}
-    assert of_seed[64, 1001] == min(few)  # "poor" is the worst of three, "good" the best
-    assert of_seed[1024, 1002] == max(accuracies[1024])
+    assert of_seed[16, 1000] == min(few)  # "poor" is the worst of three, "good" the best
+    assert of_seed[1024, 1001] == max(accuracies[1024])
     (lora,) = tables.models_by_size("preferences_lora")[1024]
     head = next(m for m in tables.models_by_size("preferences")[1024] if m["seed"] == 1000)
     lora_right, head_right = (m["heldout"]["accuracy"] for m in (lora, head))
-    assert f"that was no better, {lora_right:.2f} beside {head_right:.2f}, and took" in PAGE
-    assert f"took {lora['seconds']:.0f} seconds in place of {head['seconds']:.0f}" in PAGE
+    said = f"that was hardly better, {lora_right:.2f} beside {head_right:.2f}, and took minutes"
+    assert said in PAGE
+    assert 0 < lora_right - head_right < 0.02 and lora["seconds"] > 60 > 20 * head["seconds"]
 
 
 def test_the_page_says_of_best_of_n_what_the_file_says():
     rows = csv_rows(KEPT / "best_of_n.csv")
     pools = {(row["pairs"], f"{int(row['pool']):,}") for row in rows}
-    assert {("64", "10,112"), ("1024", "8,192")} <= pools
-    assert "(10,112 for one from 64 pairs, 8,192 for one from 1,024)" in PAGE
-    good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 64, 1024)
-    assert {f"{row['gold']:.2f}" for row in best_of("preferences", 1024, 1).values()} == {"0.44"}
-    assert all(0.945 < row["gold"] < 0.965 for row in good.values())
-    assert "from 0.44 to about 0.95 with all three" in PAGE
-    ends = sorted(row["gold"] for row in poor.values())
-    assert f"between {ends[0]:.2f} and {ends[-1]:.2f}, and with the poor" in PAGE
-    before, after = best_of("preferences", 64, 128)[1001], poor[1001]
-    assert "(seed 1001, dashed)" in PAGE  # the second of the seeds, and of SEED_STYLES
-    assert f"{before['gold']:.2f} at n = 128, {after['gold']:.2f} at n = 1,024" in PAGE
-    assert f"gains another {after['proxy'] - before['proxy']:.1f} of a standard deviation" in PAGE
+    assert {("16", "10,208"), ("1024", "8,192")} <= pools
+    assert "(10,208 for one from 16 pairs, 8,192 for one from 1,024)" in PAGE
+    good, poor = best_of("preferences", 1024, 1024), best_of("preferences", 16, 1024)
+    (start,) = {f"{row['gold']:.2f}" for row in best_of("preferences", 1024, 1).values()}
+    assert f"from {start} to {span([row['gold'] for row in good.values()], 2)} with all" in PAGE
+    assert f"it ends at {listed([row['gold'] for row in poor.values()], 2)}" in PAGE
+    assert f"the proxies at {span([row['proxy'] for row in poor.values()], 1)}" in PAGE
+    after = poor[1000]
+    assert "(seed 1000, the solid line)" in PAGE  # the first of the seeds, and of SEED_STYLES
     assert f"interval is {after['gold_low']:.2f} to {after['gold_high']:.2f}" in PAGE
 
 
 def test_the_page_says_of_ppo_and_dpo_what_the_files_say():
-    few, many = free_rows()
-    both = [free for free, _ in [*few, *many]]
-    golds = [span([free["gold_after"] for free, _ in rows], 2) for rows in (many, few)]
-    assert f"With 4,096 pairs it rises to {golds[0]}, with 64 to {golds[1]} only" in PAGE
-    kl = span([row["evaluation"]["kl_per_sequence"] for row in both], 0)
-    assert f"as far, {kl} nats" in PAGE
-    proxy = span([end_of(row)["proxy"] for row in both], 1)
-    assert f"the proxy is {proxy} standard deviations" in PAGE
-    held = span([row["evaluation"]["kl_per_sequence"] for _, row in [*few, *many]], 0)
-    assert f"led PPO {held} nats far" in PAGE
-    more = [[free["gold_after"] - row["gold_after"] for free, row in rows] for rows in (few, many)]
-    assert f"raised gold by {span(more[1], 2)} with 4,096 pairs" in PAGE
-    said = [f"{abs(x):.2f}" for x in more[0]]
-    assert f"raised it by {said[0]}, {said[1]} and {said[2]}, while" in PAGE
-    rose = span([end_of(free)["proxy"] - end_of(row)["proxy"] for free, row in few], 1)
-    assert f"the three proxies rose by {rose} standard deviations" in PAGE
-    assert all(min(x) > -0.01 for x in more)  # "fell in no run by more than chance"
+    least, many = (free_rows(n) for n in ("16", "4,096"))
+    both = [free for free, _ in [*least, *many]]
+    golds = [[free["gold_after"] for free, _ in rows] for rows in (many, least)]
+    assert f"With 4,096 pairs it rises to {span(golds[0], 2)}" in PAGE
+    assert f"with 16 to {listed(golds[1], 2)}" in PAGE
+    assert f"{nats(both, 0)} nats far" in PAGE
+    proxies = [[end_of(free)["proxy"] for free, _ in rows] for rows in (many, least)]
+    assert f"proxy ends at {listed(proxies[1], 1)} standard deviations" in PAGE
+    assert f"with 4,096 at {span(proxies[0], 1)}" in PAGE
     dpo = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
     for options in (row["row"]["options"] for row in dpo):
         assert options["steps"] * options["batch_size"] == 3 * options["pairs"]
