@@ -183,7 +183,7 @@ def test_what_is_said_of_best_of_n_holds():
     assert_said(
         f"has a P(POSITIVE) of {span(golds[1024], 2)}, from {start.pop()}, with all three draws",
         f"From 64 pairs it is {span(golds[64], 2)}, from 16 {span(golds[16], 2)}.",
-        f"of all three {span([row['proxy'] for row in ends[16].values()], 1)} standard deviations",
+        f"of all three, {span([row['proxy'] for row in ends[16].values()], 1)} standard deviations",
         f"gold goes from {before['gold']:.2f} at n = 128 to {after['gold']:.2f} at n = 1,024 "
         f"(95 % interval {after['gold_low']:.2f} to {after['gold_high']:.2f}), and the proxy from "
         f"{before['proxy']:.1f} to {after['proxy']:.1f}",
