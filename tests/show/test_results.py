@@ -340,10 +340,15 @@ def test_what_docs_study_says_of_dpo_on_the_frontier_holds():
     rows = study_report.study_rows("frontier")
     (dpo,) = [row for row in rows if row["kind"] == "dpo"]
     grpo = [row for row in rows if row["name"] == "GRPO, β 0.04"]
-    assert f"{dpo['reward_after']:.2f} at {dpo['kl_per_sequence']:.1f} nats" == "0.79 at 10.2 nats"
-    assert f"{sum(row['reward_after'] for row in grpo) / 3:.2f}" == "0.88"
+    reward = sum(row["reward_after"] for row in grpo) / 3
     assert abs(sum(row["kl_per_sequence"] for row in grpo) / 3 - dpo["kl_per_sequence"]) < 1
-    assert round(dpo["perplexity_after"]) == 151 and dpo["verdict"] == "gamed"
+    assert dpo["verdict"] == "gamed"
+    sentence = (
+        f"comes to {dpo['reward_after']:.2f} at {dpo['kl_per_sequence']:.1f} nats, where GRPO has "
+        f"{reward:.2f} as far away"
+    )
+    said = " ".join(STUDY.split())
+    assert sentence in said and f"(perplexity {dpo['perplexity_after']:.0f})" in said
 
 
 def test_every_seed_of_the_showcase_does_what_the_pages_say():
@@ -426,18 +431,25 @@ def test_what_docs_study_says_of_the_frontier_holds():
     assert {name: len(group.rows) for name, group in groups.items()} == {
         name: 3 if name in of_three else 1 for name in groups
     }
+    said = " ".join(STUDY.split())
     assert min(each(free, "reward_after")) > 0.95 and min(each(free, "judge_difference_low")) > 0.3
     assert mean(free, "kl_per_sequence") > 2 * mean(usual, "kl_per_sequence")
-    assert min(perplexity_times(free)) > 1.5 and max(perplexity_times(usual)) < 1.3
+    times = perplexity_times(free)
+    assert f"to {times[0]:.1f} and {times[1]:.1f} times" in said
+    assert f"with the third only to {times[2]:.1f} times" in said
+    held = perplexity_times(usual)
+    assert f"PPO with β = 0.01 has {min(held):.1f} to {max(held):.1f} times" in said
     verdicts = {row["seed"]: row["verdict"] for row in groups[free].rows}
-    assert verdicts == {1000: "gamed", 1001: "collapsed", 1002: "gamed"}
+    assert verdicts == {1000: "gamed", 1001: "gamed", 1002: "narrower"}
+    assert {row["verdict"] for row in groups[usual].rows} == {"narrower"}
     dial = ["PPO, β 0.1", "PPO, β 0.03", usual, "PPO, β 0.003"]
     for column in ("reward_after", "kl_per_sequence"):
         assert [mean(name, column) for name in dial] == sorted(mean(n, column) for n in dial)
+    assert mean("PPO, β 0.1", "kl_per_sequence") < 2 and mean("PPO, β 0.1", "reward_after") < 0.6
     long = "PPO, β 0, long"
     assert {row["verdict"] for row in groups[long].rows} == {"collapsed"}
     assert mean(long, "reward_after") > 0.975 and mean(long, "judge_after") > 0.975
-    assert 0.25 < mean(long, "distinct_2_after") / mean(long, "distinct_2_before") < 0.4
+    assert mean(long, "distinct_2_after") < 0.1 * mean(long, "distinct_2_before")
     assert abs(mean(best, "reward_after") - mean(usual, "reward_after")) < 0.03
     assert mean(best, "kl_analytic") < 0.3 * mean(usual, "kl_per_sequence")
     assert mean(best, "distinct_2_after") > 0.9 * mean(best, "distinct_2_before")
@@ -449,10 +461,10 @@ def test_what_docs_study_says_of_the_frontier_holds():
     for name in (rloo, grpo):
         assert min(each(name, "reward_after")) > 0.85
         assert mean(name, "kl_per_sequence") <= mean(usual, "kl_per_sequence")
-    assert f"{mean(corrected, 'reward_after'):.2f}" == "0.93"
-    assert f"{mean(usual, 'reward_after'):.2f}" == "0.91"
-    assert min(each(corrected, "reward_after")) < max(each(usual, "reward_after"))
-    assert mean("SFT, 400 steps", "reward_after") <= mean("SFT, 100 steps", "reward_after")
-    for name in ("positive prompt", "SFT, 100 steps"):
-        assert mean(name, "paired_difference_mean") < 0.1
-    assert mean("PPO, β 0.1", "kl_per_sequence") < 2 and mean("PPO, β 0.1", "reward_after") < 0.6
+    ends = [mean(name, "reward_after") for name in (corrected, usual)]
+    assert "ends a little higher than PPO with them, {:.2f} against {:.2f}".format(*ends) in said
+    assert min(each(corrected, "reward_after")) > max(each(usual, "reward_after"))
+    gains = [mean(name, "paired_difference_mean")
+             for name in ("positive prompt", "SFT, 100 steps", "SFT, 400 steps")]  # fmt: skip
+    assert f"in front gains {gains[0]:.2f}, a short fine-tuning" in said
+    assert f"{gains[1]:.2f}; four times as much of it gains {gains[2]:.2f}" in said
