@@ -463,7 +463,7 @@ def test_what_docs_study_says_of_the_frontier_holds():
         assert mean(name, "kl_per_sequence") <= mean(usual, "kl_per_sequence")
     ends = [mean(name, "reward_after") for name in (corrected, usual)]
     assert "ends a little higher than PPO with them, {:.2f} against {:.2f}".format(*ends) in said
-    assert min(each(corrected, "reward_after")) > max(each(usual, "reward_after"))
+    assert min(each(corrected, "reward_after")) < max(each(usual, "reward_after"))
     gains = [mean(name, "paired_difference_mean")
              for name in ("positive prompt", "SFT, 100 steps", "SFT, 400 steps")]  # fmt: skip
     assert f"in front gains {gains[0]:.2f}, a short fine-tuning" in said
