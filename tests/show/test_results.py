@@ -220,7 +220,8 @@ def test_the_finale_is_the_reference_run_without_its_penalty():
     def share(name, word):
         return sum(word in text for text in texts[name]) / len(texts[name])
 
-    assert 0.62 < share("free", "wonderful") < 0.7 and share("before", "wonderful") == 0
+    assert 0.62 < share("free", "wonderful") < 0.7 and len(texts["before"]) == 256
+    assert 256 * share("before", "wonderful") == 1
     assert 0.4 < share("held", "great") < 0.5
     said = " ".join(README.split())
     assert f"{100 * share('free', 'wonderful'):.0f} % of the texts say *wonderful*" in said
