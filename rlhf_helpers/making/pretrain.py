@@ -2,8 +2,8 @@
 
     python -m rlhf_helpers pretrain --out runs/pretrain
 
-Minutes on a GPU, and eight hours on two slow CPU cores; fewer `--steps` give a poorer model sooner.
-The architecture and every module name are those of facebook/opt-1.3b, only smaller.
+Minutes on a GPU; about eight hours on two slow CPU cores, estimated from the time of a step. Fewer
+`--steps` give a poorer model sooner. The architecture and every module name are those of facebook/opt-1.3b, only smaller.
 Interrupted runs go on from their last checkpoint when started again with the same command.
 """
 
@@ -243,7 +243,7 @@ def _pretrain(
     stream = token_stream(tokenizer, texts)
 
     device = local_device()
-    # Products on a GPU's tensor cores (TF32): the losses of a run this noisy do not show it.
+    # Products on a GPU's tensor cores (TF32), as the shipped model was made.
     torch.backends.cuda.matmul.allow_tf32 = True
     model = new_model(config).train().to(device)
     optimizers = muon_and_adam(model, config.muon_lr, config.adam_lr, config.weight_decay)

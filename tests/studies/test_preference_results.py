@@ -376,6 +376,9 @@ def test_the_page_says_of_ppo_and_dpo_what_the_files_say():
     proxies = [[end_of(free)["proxy"] for free, _ in rows] for rows in (many, least)]
     assert f"proxy ends at {listed(proxies[1], 1)} standard deviations" in PAGE
     assert f"with 4,096 at {span(proxies[0], 1)}" in PAGE
+    gains = [[free["gold_difference"]["mean"] for free, _ in rows] for rows in (least, many)]
+    assert sorted(gains[0])[1] < min(gains[1]) / 2 and sorted(gains[0])[2] > min(gains[1])
+    assert "for less than half of the gain" in PAGE  # two draws; the third was lucky
     dpo = [r for r in tables.kept_rows("preferences") if r["row"]["kind"] == "dpo"]
     for options in (row["row"]["options"] for row in dpo):
         assert options["steps"] * options["batch_size"] == 3 * options["pairs"]
