@@ -3,7 +3,8 @@
     python -m rlhf_helpers pretrain --out runs/pretrain
 
 Minutes on a GPU; about eight hours on two slow CPU cores, estimated from the time of a step. Fewer
-`--steps` give a poorer model sooner. The architecture and every module name are those of facebook/opt-1.3b, only smaller.
+`--steps` give a poorer model sooner. The architecture and every module name are those of
+facebook/opt-1.3b, only smaller.
 Interrupted runs go on from their last checkpoint when started again with the same command.
 """
 
